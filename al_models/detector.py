@@ -1,0 +1,114 @@
+"""The contract every method keeps (checked by `al_models/checks.py`).
+
+A detector is a keyword-only dataclass: its fields are the hyperparameters with the paper's defaults, and nothing else
+happens at construction. `fit` learns from good images; learned attributes end in `_`; `state` gives them as plain
+arrays and `load_state` takes them back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from al_models.errors import InvalidInput, NotFitted
+from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+if TYPE_CHECKING:
+    from al_models.parts.sources import Images
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(kw_only=True)
+class Detector(ABC):
+    """Learns what good looks like, and maps what is not."""
+
+    traits: ClassVar[Traits] = Traits()
+    quick: ClassVar[Mapping[str, Any]] = {}
+    """Parameters with which a fit ends in seconds, for contract checks; never used to judge the method."""
+
+    image_size: int = 256
+    """Side of the square, in pixels, that images are resized to."""
+
+    def params(self) -> dict[str, Any]:
+        """The hyperparameters, as JSON can hold them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def feature_spec(self) -> FeatureSpec | None:
+        """The features to read, or None for a method that works on images alone."""
+        return None
+
+    def fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
+        """Learn from good images: uint8 [n, h, w, 3], paths, or a source. Raises InvalidInput when there are none."""
+        source = self._source(images, runtime)
+        if len(source) == 0:
+            raise InvalidInput(f"{type(self).__name__}.fit was given no image; it needs at least one good image")
+        self._fit(source, runtime)
+        return self
+
+    def predict(self, images: Images | ImageSource | ImageBatch, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008
+        """Maps float32 [n, h, w] and scores float32 [n]; higher is more anomalous."""
+        return Prediction.concatenate(list(self.predict_batches(images, runtime)))
+
+    def predict_batches(
+        self, images: Images | ImageSource | ImageBatch, runtime: Runtime = Runtime()  # noqa: B008 (frozen)
+    ) -> Iterator[Prediction]:
+        """`predict`, a batch at a time, so that memory does not grow with the number of images."""
+        if not self.state_names():
+            raise NotFitted(f"{type(self).__name__} has not learned yet: call fit or load_state before predict")
+        batches = [images] if isinstance(images, ImageBatch) else self._source(images, runtime)
+        for batch in batches:
+            yield self._checked(self._predict(batch, runtime))
+
+    def state_names(self) -> list[str]:
+        """Names of the learned attributes: those that end in `_`."""
+        return sorted(name for name in vars(self) if name.endswith("_") and not name.startswith("_"))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was learned, as plain arrays. Raises NotFitted."""
+        if not self.state_names():
+            raise NotFitted(f"{type(self).__name__} has nothing learned to save: call fit first")
+        return {name: _plain(getattr(self, name)) for name in self.state_names()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take back what `state` gave."""
+        import torch
+
+        for name, value in state.items():
+            setattr(self, name, torch.as_tensor(np.asarray(value)))
+        return self
+
+    @abstractmethod
+    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+        """Set the learned attributes."""
+
+    @abstractmethod
+    def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
+        """Map and score one batch."""
+
+    def _source(self, images: Images | ImageSource, runtime: Runtime) -> ImageSource:
+        if isinstance(images, ImageSource):
+            return images
+        from al_models.parts.sources import MemorySource  # needs torch and timm; a pipeline brings its own source
+
+        return MemorySource(images, self, runtime)
+
+    def _checked(self, prediction: Prediction) -> Prediction:
+        for what, values in (("map", prediction.maps), ("score", prediction.scores)):
+            good = np.isfinite(values) & (np.abs(values) <= FLOAT16_MAX)
+            if not good.all():
+                first = prediction.ids[int(np.argmin(good.reshape(len(prediction.ids), -1).all(axis=1)))]
+                raise InvalidInput(
+                    f"{type(self).__name__} gave a {what} that is not finite or beyond ±{FLOAT16_MAX:.0f} for image "
+                    f"{first}; check the image for constant areas and the model for a collapsed variance"
+                )
+        return prediction
+
+
+def _plain(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)

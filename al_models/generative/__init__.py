@@ -1,0 +1,1 @@
+"""Methods that model the distribution of normal images or features (survey, III-B)."""

@@ -1,0 +1,1 @@
+"""Methods that enclose the normal class (survey, III-E)."""

@@ -1,0 +1,49 @@
+"""Every method by name: one sorted literal line each, imported only when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any
+
+from al_models.detector import Detector
+from al_models.errors import unknown
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the registry."""
+
+    target: str
+    """`module:Class` below `al_models`."""
+    family: str
+    """The survey's taxonomy (Fig. 3)."""
+    paper: str
+    """Authors, year and where to read it."""
+
+
+METHODS: dict[str, Method] = {
+    "ae_ssim": Method("reconstruction.ae_ssim:AeSsim", "reconstruction", "Bergmann et al. 2019, arXiv:1807.02011"),
+    "padim": Method("embedding.padim:Padim", "embedding", "Defard et al. 2020, arXiv:2011.08785"),
+    "patchcore": Method("embedding.patchcore:Patchcore", "embedding", "Roth et al. 2022, arXiv:2106.08265"),
+    "spade": Method("embedding.spade:Spade", "embedding", "Cohen and Hoshen 2020, arXiv:2005.02357"),
+}
+
+
+def detector_class(name: str) -> type[Detector]:
+    """The class of a method. Raises UnknownName with the nearest names."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    module, _, cls = METHODS[name].target.partition(":")
+    found: type[Detector] = getattr(import_module(f"al_models.{module}"), cls)
+    return found
+
+
+def create(name: str, **params: Any) -> Detector:
+    """A detector with the paper's defaults, or the parameters given. Raises UnknownName for either name."""
+    cls = detector_class(name)
+    known = {f.name: f for f in fields(cls)}
+    for given in params:
+        if given not in known:
+            raise unknown(f"option of {name}", given, known)
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})

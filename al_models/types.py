@@ -1,0 +1,136 @@
+"""What crosses the border of the mathematics: four frozen dataclasses and one way to read images.
+
+Shape letters, used in all files: n images, h x w pixels, c channels, p positions of a feature map, k neighbours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, of) as long work goes on."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The features a detector asks for; hashable, so that equal requests are extracted once and shared."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """A timm model name."""
+    layers: tuple[int, ...] = (1, 2, 3)
+    """timm feature indices: stages of a CNN (1, 2, 3 = reduction 4, 8, 16), blocks of a transformer."""
+    image_size: int = 256
+    """Side of the square, in pixels, that images are resized to."""
+    weights: str | None = None
+    """None: the backbone's own pretrained weights; else the path of a .safetensors or .pth file."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """What a detector sees of some images. No label and no mask: a detector cannot peek."""
+
+    ids: tuple[str, ...]
+    """Content hashes, one an image."""
+    images: torch.Tensor | None = None
+    """uint8 (n, h, w, 3), resized, RGB; None unless the detector's traits say `needs_images`."""
+    features: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> float16 or float32 (n, c, h, w); empty for a detector without a feature spec."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Anomaly maps and scores; higher is more anomalous, always."""
+
+    ids: tuple[str, ...]
+    """Content hashes, one an image."""
+    maps: np.ndarray
+    """float32 (n, h, w) at the detector's image size; finite, and at most 65504 so that float16 can hold them."""
+    scores: np.ndarray
+    """float32 (n,), one an image."""
+
+    @staticmethod
+    def concatenate(parts: Sequence[Prediction]) -> Prediction:
+        """One prediction out of several, in order."""
+        return Prediction(
+            ids=tuple(i for part in parts for i in part.ids),
+            maps=np.concatenate([part.maps for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+        )
+
+
+class Checkpoints(Protocol):
+    """Where a long fit leaves its state, so that a killed one resumes."""
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """The last state saved, or None."""
+
+    def save(self, state: dict[str, np.ndarray]) -> None:
+        """Replace the saved state, whole or not at all."""
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How to compute, as opposed to what: nothing here may change a result beyond rounding, except the seed."""
+
+    device: str = "cpu"
+    """A torch device."""
+    seed: int = 0
+    """Every random choice of a detector comes from this."""
+    mixed_precision: bool = False
+    """Train in bfloat16 where torch says it is safe."""
+    progress: Progress = _silent
+    """Told how far a long fit has come."""
+    checkpoints: Checkpoints | None = None
+    """Kept by the training loop; None trains without."""
+
+
+class ImageSource(ABC):
+    """Images and the features asked for, readable in any order and any number of times, a batch in memory at once."""
+
+    ids: tuple[str, ...]
+    batch_size: int = 16
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def read(self, rows: Sequence[int]) -> ImageBatch:
+        """The images of these rows, in the order asked."""
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        """All images in order, `batch_size` at a time."""
+        for start in range(0, len(self), self.batch_size):
+            yield self.read(range(start, min(start + self.batch_size, len(self))))
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What callers may rely on instead of a method's name."""
+
+    needs_images: bool = False
+    """Reads `ImageBatch.images`."""
+    trains: bool = False
+    """Fits by gradient descent: a GPU pays, and a seed matters."""
+    deterministic: bool = True
+    """The same seed on the same CPU gives the same bits."""
+    aligned_images_only: bool = False
+    """Compares positions, so the part must lie in the same place in every image."""
+    uses_synthetic_defects: bool = False
+    """Learns from `parts/defects.py`."""
+    incremental: bool = False
+    """More good images can be added to a fitted model."""

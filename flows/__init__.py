@@ -1,0 +1,1 @@
+"""Order only: what runs after what, and the command line."""

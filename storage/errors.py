@@ -1,0 +1,30 @@
+"""What storage refuses: given, expected, fix. One message each, so that every error pickles."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """Anything `storage` refuses."""
+
+
+class DatasetError(StorageError, ValueError):
+    """A folder that is not the data set it is said to be."""
+
+
+class OutsideRoot(StorageError, ValueError):
+    """A path that leaves the root of its data set (a link, or `..`)."""
+
+
+class StoreTooNew(StorageError, RuntimeError):
+    """A store written by a newer version of this program."""
+
+
+class NotInStore(StorageError, FileNotFoundError):
+    """A key that is not there, or not complete."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Damaged(StorageError, RuntimeError):
+    """Stored bytes that do not match their checksum or schema."""

@@ -1,0 +1,68 @@
+"""What ran and how it ended: one JSON file a cell, replaced whole when the cell is run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from storage.errors import Damaged
+
+if TYPE_CHECKING:
+    from storage.store import Store
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One cell of a sweep: a method with its parameters and seed on one category."""
+
+    dataset: str
+    category: str
+    method: str
+    params: dict[str, Any]
+    """Every hyperparameter, the defaults included."""
+    seed: int
+    cell: str
+    """Hash of data set, category, method, params and seed: the cell's name across versions of data and code."""
+    status: Literal["done", "failed"]
+    reason: str | None = None
+    """Why it failed: `<step>: <message>`."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Fractions in 0..1; a metric that has no meaning here (no mask, no anomalous image) is absent, not zero."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Thresholds, asked and realised false-reject rates, miss rate."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Images by use: train, calibration, test_good, test_anomalous, test_unknown, set_aside, without_mask."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of computing each output, by step; a shared or reused output keeps the seconds it first took."""
+    peak_memory_mb: float = 0.0
+    """Largest resident memory of a process while one of the steps ran."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Content names of data, code, features, model, maps."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Keys of the stored outputs, by step, for reading maps and pictures."""
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: str = ""
+    finished: str = ""
+    """UTC time, ISO 8601."""
+
+    def key(self) -> str:
+        """Where the record lies in a store."""
+        return f"records/{self.dataset}/{self.category}/{self.method}/{self.cell}.json"
+
+
+def write_record(store: Store, record: RunRecord) -> None:
+    """Keep the record; an older one of the same cell is replaced."""
+    store.write_json(record.key(), asdict(record))
+
+
+def read_records(store: Store) -> Iterator[RunRecord]:
+    """All records of a store, by data set, category and method. Raises Damaged for a file that is none."""
+    known = {f.name for f in fields(RunRecord)}
+    for key in store.list("records"):
+        try:
+            values = store.read_json(key)
+            yield RunRecord(**{name: value for name, value in values.items() if name in known})
+        except (json.JSONDecodeError, TypeError) as error:
+            raise Damaged(f"{key} is not a run record ({error}); delete the file and run the cell again") from error

@@ -1,0 +1,82 @@
+"""The small records that travel between steps: names and keys, never arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category whose images are listed and hashed."""
+
+    store: str
+    """URL of the store."""
+    dataset: str
+    category: str
+    root: str
+    """Folder the catalogue's paths are relative to."""
+    catalogue: str
+    """Key of the listing (Parquet of `storage.samples.Sample`)."""
+    fingerprint: str
+    """Content name of everything listed."""
+
+    @property
+    def name(self) -> str:
+        """`dataset/category`."""
+        return f"{self.dataset}/{self.category}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A category decoded and resized once."""
+
+    category: Category
+    image_size: int
+    images: str
+    """Key of the uint8 images and of what was seen while decoding."""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A category with a verdict on every image."""
+
+    prepared: Prepared
+    verdict: str
+    """Key of the verdicts."""
+    fingerprint: str
+    """Content name of the accepted images: what later outputs are named by."""
+
+    @property
+    def category(self) -> Category:
+        """The category judged."""
+        return self.prepared.category
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (data set, category, method, seed) of a sweep."""
+
+    dataset: str
+    category: str
+    method: str
+    params: dict[str, Any] = field(default_factory=dict)
+    """The parameters that differ from the method's defaults."""
+    seed: int = 0
+    device: str = "auto"
+    """`auto`: a GPU where there is one."""
+    false_reject_rate: float = 0.05
+    """Share of good parts that the calibrated threshold may reject."""
+
+    @property
+    def name(self) -> str:
+        """For people: `patchcore mvtec_ad/grid seed 0`."""
+        return f"{self.method} {self.dataset}/{self.category} seed {self.seed}"
+
+    @property
+    def id(self) -> str:
+        """Name of the cell across versions of data and code."""
+        parts = [self.dataset, self.category, self.method, self.params, self.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,129 @@
+"""What every step shares: names made of content, work skipped when its output exists, seconds and memory measured."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import hashlib
+import importlib.util
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from storage.store import Artifact, Draft, Store
+
+_SAMPLE_EVERY_S = 0.02
+_NOT_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EFBIG}
+
+
+@dataclass
+class Measured:
+    """Cost of a block, up to now while it runs."""
+
+    started: float = field(default_factory=time.perf_counter)
+    peak_memory_mb: float = 0.0
+
+    def as_meta(self) -> dict[str, float]:
+        """For a manifest."""
+        seconds = time.perf_counter() - self.started
+        return {"seconds": round(seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+
+
+@contextmanager
+def measured() -> Iterator[Measured]:
+    """Measure a block: wall seconds, and the largest resident memory of this process meanwhile."""
+    result, process, stop = Measured(), psutil.Process(), threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(_SAMPLE_EVERY_S):
+            result.peak_memory_mb = max(result.peak_memory_mb, process.memory_info().rss / 2**20)
+
+    result.peak_memory_mb = process.memory_info().rss / 2**20
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield result
+    finally:
+        stop.set()
+        sampler.join()
+
+
+def run_step(store: Store, key: str, work: Callable[[Draft], dict[str, Any]]) -> Artifact:
+    """The output under `key`: found, or made by `work`, which writes into the draft and returns what to say of it."""
+    found = store.find(key)
+    if found is not None:
+        return found
+    with measured() as cost, store.draft(key) as draft:
+        meta = work(draft)
+        return draft.commit({**meta, **cost.as_meta()})
+
+
+def step_key(step: str, dataset: str, category: str, **inputs: Any) -> str:
+    """`step/dataset/category/hash of the inputs`; equal inputs, equal key, on every machine."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{step}/{dataset}/{category}/{digest}"
+
+
+def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
+    """Prefect's `retry_condition_fn`: again after a passing fault (I/O), never after a bug or a full disk."""
+    try:
+        state.result()
+    except OSError as error:
+        return error.errno is not None and error.errno not in _NOT_PASSING
+    except Exception:
+        return False
+    return False
+
+
+@cache
+def code_fingerprint(*modules: str) -> str:
+    """Name of the code of these modules and of all of `al_models` they import; comments and docstrings do not count."""
+    seen: dict[str, str] = {}
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        # The registry names every method, so following it would tie each method's outputs to all others.
+        if name in seen or name in ("al_models", "al_models.registry"):
+            continue
+        source = _source(name)
+        if source is None:
+            continue
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        todo += [found for found in _imports(tree) if found.split(".")[0] == "al_models"]
+        seen[name] = ast.dump(_without_docstrings(tree))
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _source(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # `from package.module import name`: the name is no module
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                stmt for stmt in body if not (isinstance(stmt, ast.Expr) and isinstance(stmt.value, ast.Constant))
+            ]
+    return tree
