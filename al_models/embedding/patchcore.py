@@ -1,0 +1,96 @@
+"""PatchCore: Towards Total Recall in Industrial Anomaly Detection (Roth et al. 2022, arXiv:2106.08265).
+
+The idea: patch features of middle layers, each averaged with its neighbours, of all good images make a memory bank;
+a greedy coreset thins it; a patch is as anomalous as its distance to the nearest patch of the bank, and an image as
+its farthest patch, re-weighted when that patch's nearest neighbour is itself rare (eq. 7).
+
+Differs from the paper: layers are stacked without pooling each to 1024 values, since the offline backbone has far
+fewer channels; and the coreset is exact (`parts/coreset.py`), so the random projection that the paper needs to make it
+affordable is off unless `projection` asks for it.
+
+Shapes: n images, p = h * w patches an image, c channels, m patches in the bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from al_models.detector import Detector
+from al_models.errors import InvalidInput
+from al_models.parts.coreset import greedy_coreset
+from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.neighbors import nearest
+from al_models.parts.patches import as_vectors, on_device, patch_vectors, stack_layers
+from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+
+@dataclass(kw_only=True)
+class Patchcore(Detector):
+    """A memory of patches, thinned to a coreset."""
+
+    traits: ClassVar[Traits] = Traits()
+    quick: ClassVar[Mapping[str, object]] = {"coreset_ratio": 0.02}
+
+    backbone: str = "tf_efficientnet_lite0"
+    layers: tuple[int, ...] = (2, 3)
+    weights: str | None = None
+    neighbourhood: int = 3
+    """Side of the square of neighbours that a patch is averaged with."""
+    coreset_ratio: float = 0.1
+    """Share of the patches that the bank keeps (the paper reports 0.25, 0.1 and 0.01)."""
+    projection: int | None = None
+    """Dimensions of the random projection that the coreset is chosen in; the paper uses 128 of 1024."""
+    neighbours: int = 9
+    """b of eq. 7: neighbours that weigh the image's score."""
+    sigma: float = SIGMA
+
+    def feature_spec(self) -> FeatureSpec:
+        """The middle layers."""
+        return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
+
+    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+        if not 0 < self.coreset_ratio <= 1:
+            raise InvalidInput(f"coreset_ratio={self.coreset_ratio} was given; it is a share above 0 and up to 1")
+        patches = patch_vectors(source, self.layers, pool=self.neighbourhood, device=runtime.device)  # (n*p, c)
+        generator = torch.Generator().manual_seed(runtime.seed)
+        first = int(torch.randint(len(patches), (1,), generator=generator))
+        count = max(1, round(self.coreset_ratio * len(patches)))
+        rows = greedy_coreset(
+            self._projected(patches, generator),
+            count,
+            first=first,
+            progress=lambda done, of: runtime.progress("fit patchcore: coreset", done, of),
+        )
+        self.bank_ = patches[rows.to(patches.device)]  # (m, c)
+
+    def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
+        self.bank_ = self.bank_.to(runtime.device)
+        stacked = stack_layers(
+            on_device(batch, runtime.device), self.layers, mode="bilinear", pool=self.neighbourhood
+        )  # (n, c, h, w)
+        n, (h, w) = len(batch), stacked.shape[2:]
+        patches = as_vectors(stacked)
+        distances, rows = (found.view(n, h * w) for found in nearest(patches, self.bank_))
+        scores = self._image_scores(patches.view(n, h * w, -1), distances, rows)
+        maps = to_maps(distances.view(n, h, w), self.image_size, self.sigma)
+        return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
+
+    def _image_scores(self, patches: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
+        """The farthest patch's distance, times 1 - softmax over the neighbours of its nearest neighbour (eq. 7)."""
+        score, at = distances.max(1)  # (n,)
+        images = torch.arange(len(score), device=score.device)
+        _, around = nearest(self.bank_[rows[images, at]], self.bank_, min(self.neighbours, len(self.bank_)))  # (n, b)
+        spread = (patches[images, at][:, None] - self.bank_[around]).norm(dim=2)  # (n, b); the first is the score itself
+        return score * (1 - torch.softmax(spread, dim=1)[:, 0]) if spread.shape[1] > 1 else score
+
+    def _projected(self, patches: Tensor, generator: torch.Generator) -> Tensor:
+        """Johnson-Lindenstrauss projection, if asked for."""
+        if self.projection is None or self.projection >= patches.shape[1]:
+            return patches
+        matrix = torch.randn(patches.shape[1], self.projection, generator=generator) / self.projection**0.5
+        return patches @ matrix.to(patches.device)

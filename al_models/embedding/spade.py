@@ -1,0 +1,78 @@
+"""SPADE: Sub-Image Anomaly Detection with Deep Pyramid Correspondences (Cohen and Hoshen 2020, arXiv:2005.02357).
+
+The idea: an image's K nearest good images are found by their globally pooled features, and their mean distance is the
+image's score; then every pixel of the stacked feature pyramid is compared with all pixels of those K images, and its
+distance to the nearest is the map.
+
+Differs from the paper: distances are Euclidean, not squared (the order of pixels is the same); the paper resizes to
+256 and crops to 224, we see the whole image.
+
+Shapes: n images, p = h * w pixels of the finest layer, c channels, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from al_models.detector import Detector
+from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.neighbors import nearest
+from al_models.parts.patches import as_vectors, on_device, stack_layers
+from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+
+@dataclass(kw_only=True)
+class Spade(Detector):
+    """Correspondences with the nearest good images."""
+
+    traits: ClassVar[Traits] = Traits()
+    quick: ClassVar[Mapping[str, object]] = {"layers": (2, 3), "neighbours": 3}
+
+    backbone: str = "tf_efficientnet_lite0"
+    layers: tuple[int, ...] = (1, 2, 3)
+    """The pyramid."""
+    pooled_layer: int = 4
+    """Averaged over the image to find its neighbours."""
+    weights: str | None = None
+    neighbours: int = 50
+    """K, good images that an image is compared with."""
+    sigma: float = SIGMA
+
+    def feature_spec(self) -> FeatureSpec:
+        """The pyramid and the pooled layer."""
+        return FeatureSpec(self.backbone, (*self.layers, self.pooled_layer), self.image_size, self.weights)
+
+    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+        pooled, pyramid = [], {layer: [] for layer in self.layers}
+        for done, batch in enumerate(source, start=1):
+            pooled.append(self._pool(batch))
+            for layer, parts in pyramid.items():
+                parts.append(batch.features[layer].half().cpu())  # half precision as in the feature store
+            runtime.progress("fit spade", min(done * source.batch_size, len(source)), len(source))
+        self.pooled_ = torch.cat(pooled)  # (n, c)
+        for layer, parts in pyramid.items():
+            setattr(self, f"layer{layer}_", torch.cat(parts))  # (n, c, h, w)
+
+    def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
+        k = min(self.neighbours, len(self.pooled_))
+        distances, rows = nearest(self._pool(batch), self.pooled_, k)  # (n, k)
+        stacked = stack_layers(on_device(batch, runtime.device), self.layers, mode="bilinear")  # (n, c, h, w)
+        patches = torch.stack(
+            [self._pixel_distances(pixels, chosen, runtime) for pixels, chosen in zip(stacked, rows, strict=True)]
+        )  # (n, h, w)
+        maps = to_maps(patches, self.image_size, self.sigma)
+        return Prediction(batch.ids, maps.cpu().numpy(), distances.mean(1).numpy())
+
+    def _pixel_distances(self, pixels: Tensor, chosen: Tensor, runtime: Runtime) -> Tensor:
+        """(c, h, w) -> distance of each pixel to the nearest pixel of the chosen good images, (h, w)."""
+        gallery = {layer: getattr(self, f"layer{layer}_")[chosen].to(runtime.device) for layer in self.layers}
+        bank = as_vectors(stack_layers(gallery, self.layers, mode="bilinear"))  # (k * p, c)
+        return nearest(as_vectors(pixels[None]), bank)[0].view(pixels.shape[1:])
+
+    def _pool(self, batch: ImageBatch) -> Tensor:
+        return batch.features[self.pooled_layer].float().mean((2, 3)).cpu()  # (n, c)

@@ -1,0 +1,50 @@
+"""Feature maps of several layers, brought to one grid and stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from al_models.types import ImageBatch, ImageSource
+
+
+def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode: str, pool: int = 1) -> Tensor:
+    """Layers (n, c_l, h_l, w_l) -> float32 (n, sum of c_l, h, w) on the grid of the finest layer.
+
+    `mode` is torch's interpolation ("nearest", "bilinear"); `pool` averages over pool x pool neighbours first
+    (PatchCore's locally aware patches, arXiv:2106.08265, eq. 1-2; counts positions inside the image only).
+    """
+    maps = [features[layer].float() for layer in layers]
+    if pool > 1:
+        maps = [F.avg_pool2d(m, pool, stride=1, padding=pool // 2, count_include_pad=False) for m in maps]
+    grid = max((m.shape[2:] for m in maps), key=lambda shape: shape[0] * shape[1])
+    corners = {"align_corners": False} if mode == "bilinear" else {}
+    resized = [m if m.shape[2:] == grid else F.interpolate(m, size=grid, mode=mode, **corners) for m in maps]
+    return torch.cat(resized, dim=1)
+
+
+def as_vectors(maps: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n*h*w, c), image by image, row by row."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def on_device(batch: ImageBatch, device: str) -> dict[int, Tensor]:
+    """The features of a batch where they are computed on."""
+    return {layer: value.to(device, non_blocking=True) for layer, value in batch.features.items()}
+
+
+def patch_vectors(source: ImageSource, layers: Sequence[int], *, pool: int, device: str) -> Tensor:
+    """All patch vectors of a source: float32 (n*h*w, c); filled batch by batch, so they are in memory once."""
+    vectors: Tensor | None = None
+    done = 0
+    for batch in source:
+        part = as_vectors(stack_layers(on_device(batch, device), layers, mode="bilinear", pool=pool))
+        if vectors is None:
+            vectors = part.new_empty(len(source) * (len(part) // len(batch)), part.shape[1])
+        vectors[done : done + len(part)] = part
+        done += len(part)
+    assert vectors is not None
+    return vectors

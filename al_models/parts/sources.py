@@ -1,0 +1,62 @@
+"""Images in memory or in files, and their features computed as they are read: detectors without a pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from al_models.errors import InvalidInput
+from al_models.parts.images import load_images, resize
+from al_models.types import ImageBatch, ImageSource, Runtime
+
+if TYPE_CHECKING:
+    from al_models.detector import Detector
+
+Images = np.ndarray | Sequence[np.ndarray] | Sequence[str] | Sequence[Path]
+"""uint8 [n, h, w, 3], a list of uint8 [h, w, 3] or [h, w] of any sizes, or paths of image files."""
+
+
+class MemorySource(ImageSource):
+    """Images given as arrays or paths, resized to what the detector takes; features are computed at each reading."""
+
+    def __init__(self, images: Images, detector: Detector, runtime: Runtime) -> None:
+        """Take the images. Raises InvalidInput for anything but uint8 images or paths."""
+        self._items = list(images)
+        self._spec = detector.feature_spec()
+        self._size = self._spec.image_size if self._spec else detector.image_size
+        self._device = runtime.device
+        self.ids = tuple(_name(item) for item in self._items)
+
+    def read(self, rows: Sequence[int]) -> ImageBatch:
+        """The images of these rows, resized, with the features asked for."""
+        items = [self._items[row] for row in rows]
+        images = torch.from_numpy(np.stack([self._load(item) for item in items]))  # (n, h, w, 3)
+        features = {}
+        if self._spec is not None:
+            from al_models.parts.backbone import cached_backbone  # timm takes seconds to import
+
+            features = cached_backbone(self._spec, self._device)(images)
+        return ImageBatch(tuple(self.ids[row] for row in rows), images, features)
+
+    def _load(self, item: np.ndarray | str | Path) -> np.ndarray:
+        if isinstance(item, np.ndarray):
+            resized = resize(item, self._size)
+            return np.repeat(resized[..., None], 3, axis=2) if resized.ndim == 2 else resized
+        return load_images([item], self._size)[0]
+
+
+def _name(item: object) -> str:
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or item.ndim not in (2, 3):
+            raise InvalidInput(
+                f"an image was given as {item.dtype} {item.shape}; images are uint8 [h, w] or [h, w, 3], 0 to 255"
+            )
+        return hashlib.sha256(item.tobytes()).hexdigest()[:32]
+    if isinstance(item, str | Path):
+        return str(item)
+    raise InvalidInput(f"an image was given as {type(item).__name__}; give uint8 arrays or paths")

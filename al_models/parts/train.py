@@ -1,0 +1,362 @@
+"""One training loop for every detector that learns by gradient descent.
+
+The caller brings the modules, their loss, a way to draw a training batch and a way to judge held-out good images; the
+loop brings everything else: seeds, optimiser, learning rate, clipping, mixed precision, channels-last, early stopping
+with the best weights kept, progress, and checkpoints. A fit that was killed and resumed ends with the same bits on a
+CPU as one that was not, because all that the next step depends on is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from al_models.errors import InvalidInput, unknown
+from al_models.types import Checkpoints, Runtime
+
+OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+SCHEDULES = ("constant", "cosine", "one_cycle")
+
+Draw = Callable[[torch.Generator, int], Any]
+"""(generator on the CPU, batch size) -> a random training batch; equal generators, equal batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """How long and how fast to learn. Raises InvalidInput or UnknownName for values that make no sense."""
+
+    steps: int
+    """Batches at most."""
+    batch_size: int
+    learning_rate: float
+    """The highest of the schedule."""
+    optimiser: str = "adam"
+    """adam, adamw, or sgd (momentum 0.9)."""
+    weight_decay: float = 0.0
+    """Added to the gradient (adam, sgd) or taken from the weights (adamw)."""
+    schedule: str = "constant"
+    """constant, cosine (to 0), or one_cycle (Smith & Topin 2019: 30 % up from 1/25, then down to 1/250000)."""
+    clip: float | None = None
+    """Longest gradient of a module, in L2 norm; None: as it comes."""
+    check_every: int = 100
+    """Steps from one look at the held-out images to the next."""
+    patience: int | None = None
+    """Looks without improvement after which to stop; None: never."""
+    min_improvement: float = 0.0
+    """How much lower, in the loss's own units, counts as an improvement."""
+    checkpoint_every_s: float = 60.0
+    """Seconds from one checkpoint to the next."""
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise unknown("optimiser", self.optimiser, OPTIMISERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        for name in ("steps", "batch_size", "check_every"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} = {getattr(self, name)}; a training needs at least 1")
+        if self.learning_rate <= 0:
+            raise InvalidInput(f"learning_rate = {self.learning_rate}; give a positive number")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One module and the loss it lowers; most methods have one turn a step, adversarial ones two."""
+
+    module: nn.Module
+    loss: Callable[[Any], torch.Tensor]
+    """Batch -> scalar."""
+
+
+@dataclass(frozen=True)
+class History:
+    """How a training went."""
+
+    losses: tuple[tuple[int, float, float], ...]
+    """(step, mean training loss since the last look, validation loss); NaN where nothing was held out."""
+    stopped_by: str
+    """`patience` or `steps`."""
+    best_step: int
+    """Step whose weights were kept."""
+
+
+def train(
+    what: str,
+    turns: Sequence[Turn],
+    draw: Draw,
+    plan: TrainPlan,
+    runtime: Runtime,
+    validate: Callable[[], float] | None = None,
+) -> History:
+    """Train the modules in place and leave them on the device, in eval mode, with their best weights.
+
+    `validate` judges the modules (lower is better, no gradient, eval mode); without it all steps are made and the last
+    weights stay. Raises InvalidInput when the loss stops being finite, or when the checkpoint is another training's.
+    """
+    device = torch.device(runtime.device)
+    with seeded(runtime.seed, device):
+        training = _Training(what, turns, draw, plan, runtime, validate)
+        saved = runtime.checkpoints.load() if runtime.checkpoints else None
+        if saved is not None:
+            training.load_state(saved)
+        _run(training, runtime.checkpoints)
+    training.keep_best()
+    return History(tuple(training.losses), training.stopped_by() or "", training.best_step)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside, torch's own random numbers (initial weights, dropout) come from `seed`; outside, nobody notices."""
+    device = torch.device(device)
+    gpus = [_index(device)] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        # Not torch.manual_seed: it would also seed GPUs that are not ours to touch.
+        torch.default_generator.manual_seed(seed)
+        for index in gpus:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def hold_out(n: int, seed: int, share: float = 0.1, at_least: int = 5) -> tuple[list[int], list[int]]:
+    """Split n rows into (to learn from, to judge by); nothing is held out of fewer than `at_least` rows."""
+    if n < at_least:
+        return list(range(n)), []
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = max(1, round(n * share))
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def rate(schedule: str, step: int, steps: int) -> float:
+    """Share of the highest learning rate to use at `step` of 0 .. steps - 1."""
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return _glide(1.0, 0.0, step / steps)
+    if schedule == "one_cycle":
+        low, peak = 1 / 25, max(0.3 * steps - 1, 1e-9)
+        if step <= peak:
+            return _glide(low, 1.0, step / peak)
+        return _glide(1.0, low / 1e4, (step - peak) / max(steps - 1 - peak, 1e-9))
+    raise unknown("schedule", schedule, SCHEDULES)
+
+
+def _glide(start: float, end: float, share: float) -> float:
+    """Half a cosine from start to end."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
+    progress, plan = training.runtime.progress, training.plan
+    to_save, to_tell = _Every(plan.checkpoint_every_s), _Every(0.5)
+    progress(training.what, training.step, plan.steps)
+    while training.stopped_by() is None:
+        training.advance()
+        if training.step % plan.check_every == 0 or training.step == plan.steps:
+            training.look()
+        if checkpoints and to_save.due():
+            checkpoints.save(training.state())
+        if to_tell.due():
+            progress(training.what, training.step, plan.steps)
+    progress(training.what, plan.steps, plan.steps)
+
+
+class _Every:
+    """Due once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+class _Training:
+    """A training between two steps: everything that the next one depends on."""
+
+    def __init__(
+        self,
+        what: str,
+        turns: Sequence[Turn],
+        draw: Draw,
+        plan: TrainPlan,
+        runtime: Runtime,
+        validate: Callable[[], float] | None,
+    ) -> None:
+        self.what, self.turns, self.draw, self.plan = what, turns, draw, plan
+        self.runtime, self.validate = runtime, validate
+        self.device = torch.device(runtime.device)
+        for turn in turns:
+            turn.module.to(self.device, memory_format=torch.channels_last)
+        self.optimisers = [_optimiser(turn.module, plan) for turn in turns]
+        self.generator = torch.Generator().manual_seed(runtime.seed)
+        self.step = self.best_step = self.stale = 0
+        self.best = self.mark = math.inf  # lowest validation loss, and the one that patience measures from
+        self.best_weights: list[dict[str, torch.Tensor]] = []
+        self.losses: list[tuple[int, float, float]] = []
+        self.loss_sum = torch.zeros((), device=self.device)  # since the last look; no wait for the device each step
+        self._mode(train=True)
+
+    def advance(self) -> None:
+        """One step: each module takes its turn on the same batch."""
+        batch = self.draw(self.generator, self.plan.batch_size)
+        rate_now = self.plan.learning_rate * rate(self.plan.schedule, self.step, self.plan.steps)
+        for turn, optimiser in zip(self.turns, self.optimisers, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate_now
+            optimiser.zero_grad()
+            with self._precision():
+                loss = turn.loss(batch)
+            loss.backward()
+            if self.plan.clip is not None:
+                nn.utils.clip_grad_norm_(turn.module.parameters(), self.plan.clip)
+            optimiser.step()
+            self.loss_sum += loss.detach()
+        self.step += 1
+
+    def look(self) -> None:
+        """Judge the held-out images, note the losses, keep the weights if they are the best so far."""
+        trained = float(self.loss_sum) / (self.step - (self.losses[-1][0] if self.losses else 0))
+        self.loss_sum.zero_()
+        judged = self._judge()
+        if not math.isfinite(trained) or (self.validate and not math.isfinite(judged)):
+            raise InvalidInput(
+                f"{self.what}: the loss is {trained} (held-out images: {judged}) at step {self.step}, expected "
+                f"finite numbers; lower learning_rate (now {self.plan.learning_rate}) or clip (now {self.plan.clip})"
+            )
+        self.losses.append((self.step, trained, judged))
+        if self.validate is None:
+            self.best_step = self.step
+            return
+        self.stale = 0 if judged < self.mark - self.plan.min_improvement else self.stale + 1
+        if self.stale == 0:
+            self.mark = judged
+        if judged < self.best:
+            self.best, self.best_step = judged, self.step
+            self.best_weights = [_clone(turn.module.state_dict()) for turn in self.turns]
+
+    def stopped_by(self) -> str | None:
+        """Why to stop now, or None."""
+        if self.plan.patience is not None and self.stale >= self.plan.patience:
+            return "patience"
+        return "steps" if self.step >= self.plan.steps else None
+
+    def keep_best(self) -> None:
+        """Give the modules their best weights and leave them ready to predict."""
+        for turn, weights in zip(self.turns, self.best_weights, strict=False):
+            turn.module.load_state_dict(weights)
+        self._mode(train=False)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All of it as plain arrays."""
+        state = {
+            "plan": np.frombuffer(self._identity().encode(), np.uint8),
+            "counters": np.array([self.step, self.best_step, self.stale]),
+            "marks": np.array([self.best, self.mark]),
+            "losses": np.array(self.losses, np.float64).reshape(-1, 3),
+            "loss_sum": _array(self.loss_sum),
+            "random/draw": _array(self.generator.get_state()),
+            "random/cpu": _array(torch.get_rng_state()),
+        }
+        if self.device.type == "cuda":
+            state["random/cuda"] = _array(torch.cuda.get_rng_state(self.device))
+        for index, (turn, optimiser) in enumerate(zip(self.turns, self.optimisers, strict=True)):
+            state |= _arrays(f"module/{index}", turn.module.state_dict())
+            for number, values in optimiser.state_dict()["state"].items():
+                state |= _arrays(f"optimiser/{index}/{number}", values)
+        for index, weights in enumerate(self.best_weights):
+            state |= _arrays(f"best/{index}", weights)
+        return state
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state, bit for bit."""
+        found = np.asarray(state["plan"]).tobytes().decode()
+        if found != self._identity():
+            raise InvalidInput(
+                f"the checkpoint is another training's: it holds {found}, this is {self._identity()}; "
+                "remove it, or give each fit a place of its own"
+            )
+        self.step, self.best_step, self.stale = (int(value) for value in state["counters"])
+        self.best, self.mark = (float(value) for value in state["marks"])
+        self.losses = [(int(step), float(trained), float(judged)) for step, trained, judged in state["losses"]]
+        self.loss_sum.copy_(torch.as_tensor(state["loss_sum"]))
+        self.generator.set_state(torch.as_tensor(state["random/draw"]))
+        torch.set_rng_state(torch.as_tensor(state["random/cpu"]))
+        if self.device.type == "cuda" and "random/cuda" in state:
+            torch.cuda.set_rng_state(torch.as_tensor(state["random/cuda"]), self.device)
+        for index, (turn, optimiser) in enumerate(zip(self.turns, self.optimisers, strict=True)):
+            turn.module.load_state_dict(_tensors(state, f"module/{index}"))
+            _load_optimiser(optimiser, state, f"optimiser/{index}")
+        if self.best < math.inf:
+            self.best_weights = [_tensors(state, f"best/{index}") for index in range(len(self.turns))]
+
+    def _identity(self) -> str:
+        """What a checkpoint must agree with; how often it is written may differ."""
+        plan = {name: value for name, value in asdict(self.plan).items() if name != "checkpoint_every_s"}
+        sizes = [sum(p.numel() for p in turn.module.parameters()) for turn in self.turns]
+        return json.dumps({"what": self.what, "seed": self.runtime.seed, "parameters": sizes, **plan}, sort_keys=True)
+
+    def _judge(self) -> float:
+        if self.validate is None:
+            return math.nan
+        self._mode(train=False)
+        with torch.no_grad(), self._precision():
+            judged = float(self.validate())
+        self._mode(train=True)
+        return judged
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.runtime.mixed_precision)
+
+    def _mode(self, *, train: bool) -> None:
+        for turn in self.turns:
+            turn.module.train(train)
+
+
+def _optimiser(module: nn.Module, plan: TrainPlan) -> torch.optim.Optimizer:
+    learned = [p for p in module.parameters() if p.requires_grad]
+    extra = {"momentum": 0.9} if plan.optimiser == "sgd" else {}
+    return OPTIMISERS[plan.optimiser](learned, lr=plan.learning_rate, weight_decay=plan.weight_decay, **extra)
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, np.ndarray], prefix: str) -> None:
+    for number, parameter in enumerate(optimiser.param_groups[0]["params"]):
+        for name, value in _tensors(state, f"{prefix}/{number}").items():
+            if value.shape == parameter.shape and name != "step":
+                # Same device and memory order as the parameter, or the next step would round in another order.
+                value = torch.empty_like(parameter).copy_(value)
+            optimiser.state[parameter][name] = value
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _clone(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    # A copy, because training goes on while it is being written; in C order, as file formats expect.
+    return np.array(value.detach().cpu().numpy(), order="C")
+
+
+def _arrays(prefix: str, state: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
+    return {f"{prefix}/{name}": _array(value) for name, value in state.items() if value is not None}
+
+
+def _tensors(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    start = len(prefix) + 1
+    return {k[start:]: torch.from_numpy(np.array(v)) for k, v in state.items() if k.startswith(prefix + "/")}

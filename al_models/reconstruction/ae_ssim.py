@@ -1,0 +1,218 @@
+"""SSIM auto-encoder: Bergmann, Löwe, Fauser, Sattlegger, Steger 2019, "Improving Unsupervised Defect Segmentation by
+Applying Structural Similarity to Autoencoders", VISAPP, arXiv:1807.02011.
+
+The idea: an auto-encoder whose bottleneck is too narrow for defects learns to reproduce patches of good texture. It is
+trained and judged by structural similarity (SSIM), which compares neighbourhoods in brightness, contrast and structure,
+so that an edge out of place by a pixel costs little and a changed structure of the right brightness costs much.
+The anomaly map is 1 - SSIM of the image and its reconstruction.
+
+The paper's: gray images resized to 256, patches of 128, the network of Table 1 (latent 100 for textures), SSIM window
+of 11, ADAM (learning rate 2e-4, weight decay 1e-5), 200 epochs of 10,000 patches; at test time patches at a stride of
+30 whose residual maps are averaged. Batches of 128 are those of the authors' MVTec AD benchmark (CVPR 2019).
+
+Ours: the Gaussian SSIM window of Wang et al. 2004 (the paper says only its size); batches drawn with replacement from
+the 10,000 patches; training ends before 200 epochs when patches of held-out good images (10 % of those given) stop
+getting better, and the best weights are kept; a last patch at each border, so that every pixel is covered; the image
+score, which the paper does not define, is the maximum of the map.
+
+Shape letters: n images or patches, h = w = image_size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from al_models.detector import Detector
+from al_models.errors import InvalidInput, NotFitted
+from al_models.parts.losses import ssim_loss, ssim_map
+from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
+from al_models.types import ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+CROP = 128
+"""Side of a patch, in pixels: the network of Table 1 takes no other."""
+
+
+def luminance(images: torch.Tensor) -> torch.Tensor:
+    """RGB to gray, as ITU-R BT.601 and PIL's "L" do: uint8 (n, h, w, 3) -> uint8 (n, 1, h, w)."""
+    red, green, blue = images.to(torch.int32).unbind(-1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)[:, None]
+
+
+def cut_patches(source: ImageSource, rows: Sequence[int], count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` random gray patches, as evenly from the images of these rows as can be: uint8 (count, 1, 128, 128).
+
+    The images are read once, a batch at a time; memory is 16 kB a patch, whatever the number of images.
+    """
+    each, left = divmod(count, len(rows))
+    wanted = torch.full((len(rows),), each)  # patches of each image
+    wanted[torch.randperm(len(rows), generator=generator)[:left]] += 1
+    used = wanted.nonzero().flatten().tolist()
+    patches, done = torch.empty(count, 1, CROP, CROP, dtype=torch.uint8), 0
+    for start in range(0, len(used), source.batch_size):
+        places = used[start : start + source.batch_size]
+        gray = luminance(source.read([rows[place] for place in places]).images)  # (n, 1, h, w)
+        for image, times in zip(gray, wanted[places].tolist(), strict=True):
+            for y, x in torch.randint(0, gray.shape[-1] - CROP + 1, (times, 2), generator=generator).tolist():
+                patches[done] = image[:, y : y + CROP, x : x + CROP]
+                done += 1
+    return patches
+
+
+def patch_starts(length: int, stride: int) -> list[int]:
+    """Where patches begin along a side: every `stride` pixels, and at the end, so that all is covered."""
+    last = length - CROP
+    return sorted({*range(0, last + 1, stride), last})
+
+
+class Autoencoder(nn.Module):
+    """Table 1 of the paper and its mirror image: gray patches (n, 1, 128, 128) in [0, 1] -> the same shape."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            _conv(1, 32, 4, 2),  # (n, 32, 64, 64)
+            _conv(32, 32, 4, 2),  # (n, 32, 32, 32)
+            _conv(32, 32, 3, 1),
+            _conv(32, 64, 4, 2),  # (n, 64, 16, 16)
+            _conv(64, 64, 3, 1),
+            _conv(64, 128, 4, 2),  # (n, 128, 8, 8)
+            _conv(128, 64, 3, 1),
+            _conv(64, 32, 3, 1),  # (n, 32, 8, 8)
+            nn.Conv2d(32, latent, 8),  # (n, latent, 1, 1)
+        )
+        self.decoder = nn.Sequential(
+            _leaky(nn.ConvTranspose2d(latent, 32, 8)),  # (n, 32, 8, 8)
+            _conv(32, 64, 3, 1),
+            _conv(64, 128, 3, 1),  # (n, 128, 8, 8)
+            _deconv(128, 64),  # (n, 64, 16, 16)
+            _conv(64, 64, 3, 1),
+            _deconv(64, 32),  # (n, 32, 32, 32)
+            _conv(32, 32, 3, 1),
+            _deconv(32, 32),  # (n, 32, 64, 64)
+            nn.ConvTranspose2d(32, 1, 4, 2, 1),  # (n, 1, 128, 128)
+        )
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(patches))
+
+
+def _conv(inputs: int, outputs: int, side: int, stride: int) -> nn.Module:
+    return _leaky(nn.Conv2d(inputs, outputs, side, stride, padding=1))
+
+
+def _deconv(inputs: int, outputs: int) -> nn.Module:
+    return _leaky(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1))
+
+
+def _leaky(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.LeakyReLU(0.2))
+
+
+@dataclass(kw_only=True)
+class AeSsim(Detector):
+    """SSIM auto-encoder on gray patches; learned: `network_`, and `curve_`, the losses (step, training, held-out)."""
+
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    quick: ClassVar[Mapping[str, Any]] = {"patches": 32, "batch_size": 8, "epochs": 2, "stride": 64}
+
+    latent: int = 100
+    """Numbers a patch is squeezed into; the paper: 100 for textures, 500 for its nanofibres."""
+    window: int = 11
+    """Side of the SSIM window, in pixels."""
+    patches: int = 10_000
+    """Random patches cut out of the training images; an epoch sees as many."""
+    epochs: int = 200
+    """At most."""
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    weight_decay: float = 1e-5
+    stride: int = 30
+    """Pixels from one test patch to the next."""
+    patience: int | None = 5
+    """Checks (four an epoch) of held-out patches without improvement after which to stop; None: all epochs."""
+    min_improvement: float = 0.005
+    """Fall of 1 - SSIM that counts as an improvement."""
+
+    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+        if self.image_size < CROP:
+            raise InvalidInput(f"image_size = {self.image_size}; AeSsim takes patches of {CROP}: give {CROP} or more")
+        generator = torch.Generator().manual_seed(runtime.seed)
+        learn, held = hold_out(len(source), runtime.seed)
+        patches = cut_patches(source, learn, self.patches, generator)
+        judged = cut_patches(source, held, max(1, self.patches // 20), generator) if held else None
+        with seeded(runtime.seed, runtime.device):
+            network = Autoencoder(self.latent)
+
+        def unit(patches: torch.Tensor) -> torch.Tensor:
+            return patches.to(runtime.device).float() / 255
+
+        def draw(generator: torch.Generator, n: int) -> torch.Tensor:
+            return unit(patches[torch.randint(0, len(patches), (n,), generator=generator)])
+
+        def loss(batch: torch.Tensor) -> torch.Tensor:
+            return ssim_loss(batch, network(batch), side=self.window)
+
+        def validate() -> float:
+            parts = judged.split(self.batch_size)
+            return sum(float(loss(unit(part))) * len(part) for part in parts) / len(judged)
+
+        history = train("fit ae_ssim", [Turn(network, loss)], draw, self._plan(), runtime, validate if held else None)
+        self.network_ = network
+        self.curve_ = np.array(history.losses, np.float32)  # (checks, 3)
+
+    def _plan(self) -> TrainPlan:
+        epoch = math.ceil(self.patches / self.batch_size)
+        return TrainPlan(
+            steps=epoch * self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            check_every=math.ceil(epoch / 4),
+            patience=self.patience,
+            min_improvement=self.min_improvement,
+        )
+
+    @torch.no_grad()
+    def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
+        network = self.network_.to(runtime.device)
+        images = luminance(batch.images).to(runtime.device).float() / 255  # (n, 1, h, w)
+        total, times = torch.zeros_like(images), torch.zeros_like(images[:1])
+        starts = patch_starts(images.shape[-1], self.stride)
+        for y, x in itertools.product(starts, starts):
+            patch = images[..., y : y + CROP, x : x + CROP]  # (n, 1, 128, 128)
+            total[..., y : y + CROP, x : x + CROP] += 1 - ssim_map(patch, network(patch), side=self.window)
+            times[..., y : y + CROP, x : x + CROP] += 1
+        maps = (total / times)[:, 0].cpu().numpy()  # (n, h, w)
+        return Prediction(ids=batch.ids, maps=maps, scores=maps.max(axis=(1, 2)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The network's tensors, each under its own name, and the loss curve. Raises NotFitted."""
+        if not self.state_names():
+            raise NotFitted("AeSsim has nothing learned to save: call fit first")
+        weights = {f"network_.{name}": value for name, value in self.network_.state_dict().items()}
+        return {"curve_": self.curve_} | {k: np.array(v.cpu().numpy(), order="C") for k, v in weights.items()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> AeSsim:
+        """Take back what `state` gave. Raises InvalidInput when it is of another network."""
+        with seeded(0):  # the random weights that are replaced at once must not move the caller's generator
+            network = Autoencoder(self.latent).to(memory_format=torch.channels_last)
+        start = "network_."
+        try:
+            network.load_state_dict(
+                {k.removeprefix(start): torch.tensor(v) for k, v in state.items() if k.startswith(start)}
+            )
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"the state is not of an AeSsim with latent = {self.latent} ({error}); "
+                "create the detector with the parameters it was fitted with"
+            ) from error
+        self.network_, self.curve_ = network.eval(), np.asarray(state["curve_"])
+        return self

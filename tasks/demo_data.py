@@ -1,0 +1,209 @@
+"""The demo's data set: real textures, synthetic defects with exact masks, in the folder layout of MVTec AD.
+
+The textures are brick, grass and gravel of scikit-image (512 x 512 grey, CC0), files of the installed package, so that
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from al_models.errors import InvalidInput
+from al_models.parts.defects import MIN_SIDE, Defect, cut_paste, perlin_composite, scratch, stain
+from storage.errors import DatasetError
+from tasks.steps import code_fingerprint
+
+
+@dataclass(frozen=True)
+class Texture:
+    """How to make pictures of one of the textures."""
+
+    quarter_turns: bool
+    """Whether it is still the same kind of texture when turned by 90 degrees."""
+    foreign: str | None
+    """The texture that pasted patches are cut from; None: its own."""
+
+
+# Grass cut from grass, and gravel from gravel, leaves no trace that a person could find: there the patch is foreign.
+CATEGORIES: Mapping[str, Texture] = MappingProxyType(
+    {
+        "brick": Texture(quarter_turns=False, foreign=None),
+        "grass": Texture(quarter_turns=True, foreign="gravel"),
+        "gravel": Texture(quarter_turns=True, foreign="grass"),
+    }
+)
+
+DEFECT_TYPES = ("cut_paste", "perlin_composite", "scratch", "stain")
+
+_MAX_SIDE = 256
+_ABANDONED_AFTER_S = 3600
+_RECORD = "demo.json"
+
+
+def make_demo_data(
+    root: Path, *, seed: int = 0, train: int = 40, good: int = 12, defects_per_type: int = 5, size: int = 256
+) -> list[str]:
+    """Build the demo data under `root`, or find it there, and return its categories.
+
+    `train` and `good` are the good images a category to learn from and to test with, `defects_per_type` the defective
+    ones of each kind, `size` the side of all images and masks in pixels, 32 to 256. Images are RGB, masks 0 or 255.
+
+    Every image is a random window, 80 to 100 % of half the texture's side wide, resized to `size`, flipped (grass and
+    gravel also turned by 90 degrees), with gain within 10 % and offset within 8 grey levels. Training windows lie in
+    the left half of the texture and test windows in the right half: no pixel of a test image was seen in training.
+
+    Equal parameters give equal bytes. The folder appears whole or not at all; `demo.json` in it states the parameters,
+    and a folder made with other parameters is replaced. Raises InvalidInput for impossible numbers and DatasetError
+    when `root` holds something else.
+    """
+    numbers = {"train": train, "good": good, "defects_per_type": defects_per_type, "size": size, "seed": seed}
+    _check(numbers)
+    root = Path(root).expanduser().resolve()
+    wanted = {**numbers, "code": code_fingerprint("tasks.demo_data"), "source": "scikit-image textures (CC0)"}
+    if not _is_whole(root, wanted):
+        _refuse_foreign(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        # The folder of tempfile is private to its owner; the one made inside it has the user's usual permissions.
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", suffix=".partial", dir=root.parent) as aside:
+            _write(Path(aside, "new"), wanted)
+            _put(Path(aside, "new"), root, Path(aside, "old"), wanted)
+    return list(CATEGORIES)
+
+
+def _check(numbers: Mapping[str, int]) -> None:
+    allowed = {"train": (1, None), "size": (MIN_SIDE, _MAX_SIDE)}
+    for name, value in numbers.items():
+        low, high = allowed.get(name, (0, None))
+        if value < low or (high is not None and value > high):
+            expected = f"{low} to {high}" if high else f"at least {low}"
+            raise InvalidInput(f"demo data with {name}={value}; expected {expected}: change {name}")
+
+
+def _is_whole(root: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether the folder was made with these parameters and no image has gone since."""
+    found = _read_record(root)
+    if found is None or {**wanted, "files": found.get("files")} != found:
+        return False
+    return sum(1 for _ in root.rglob("*.png")) >= found["files"]
+
+
+def _read_record(root: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refuse_foreign(root: Path) -> None:
+    if not root.exists() or (root / _RECORD).is_file() or (root.is_dir() and not any(root.iterdir())):
+        return
+    raise DatasetError(
+        f"{root} holds something else than demo data (it has no {_RECORD}) and is left as it is; "
+        "give a folder that is new or empty"
+    )
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed run left beside the folder, once it cannot be at work any more."""
+    for left in root.parent.glob(f".{glob.escape(root.name)}-*.partial"):
+        with suppress(FileNotFoundError):  # its owner may remove it at this moment
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(new: Path, root: Path, old: Path, wanted: Mapping[str, Any]) -> None:
+    """Move the finished folder into place and what was there out of the way, unless another process was faster."""
+    if _is_whole(root, wanted):
+        return
+    with suppress(FileNotFoundError):
+        os.replace(root, old)
+    try:
+        os.replace(new, root)
+    except OSError:
+        if not _is_whole(root, wanted):  # the same data of another process is as good as ours
+            raise
+
+
+def _write(root: Path, wanted: Mapping[str, Any]) -> None:
+    files = 0
+    for category in CATEGORIES:
+        for path, pixels in _category(category, wanted):
+            target = root / category / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(target, compress_level=3)  # a third of the default's time, and no larger
+            files += 1
+    (root / _RECORD).write_text(json.dumps({**wanted, "files": files}, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _category(category: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Relative path and pixels of every image and mask of a category, one in memory at once."""
+    train_half, test_half = _halves(category)
+    shoot = partial(_shoot, size=numbers["size"], quarter_turns=CATEGORIES[category].quarter_turns)
+    draw = partial(_generator, numbers["seed"], list(CATEGORIES).index(category))
+    for i in range(numbers["train"]):
+        yield f"train/good/{i:03d}.png", shoot(train_half, draw(0, i))
+    for i in range(numbers["good"]):
+        yield f"test/good/{i:03d}.png", shoot(test_half, draw(1, i))
+    for kind, (name, defect) in enumerate(_defects(category, numbers["size"]).items()):
+        for i in range(numbers["defects_per_type"]):
+            rng = draw(2 + kind, i)
+            image, mask = defect(shoot(test_half, rng), rng)
+            yield f"test/{name}/{i:03d}.png", image
+            yield f"ground_truth/{name}/{i:03d}_mask.png", mask.astype(np.uint8) * 255
+
+
+def _defects(category: str, size: int) -> dict[str, Defect]:
+    """Folder name -> defect, tuned to be found by an attentive person but not all at a glance."""
+    foreign = CATEGORIES[category].foreign
+    donor = None if foreign is None else _shoot(_halves(foreign)[1], _generator(0), size=size, quarter_turns=False)
+    # A few large cells make one or two spots, as a real defect would, instead of specks all over the image.
+    spots = partial(perlin_composite, cells=(2, 4), opacity=(0.5, 1.0))
+    patch = partial(cut_paste, donor=donor, area=(0.015, 0.08))
+    # Thinner or fainter lines are lost among blades and stones.
+    line = partial(scratch, length=(0.35, 0.9), width=(5.0, 10.0), contrast=(50.0, 110.0))
+    return dict(zip(DEFECT_TYPES, (patch, spots, line, stain), strict=True))
+
+
+def _generator(*names: int) -> np.random.Generator:
+    """Each image has its own, so that asking for more images leaves the first ones as they were."""
+    return np.random.default_rng(names)
+
+
+def _halves(category: str) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right half of a texture; uint8 (512, 256) each."""
+    from skimage import data  # slow to import, and not needed when the data is there
+
+    loaders: dict[str, Callable[[], np.ndarray]] = {"brick": data.brick, "grass": data.grass, "gravel": data.gravel}
+    texture = loaders[category]()
+    middle = texture.shape[1] // 2
+    return texture[:, :middle], texture[:, middle:]
+
+
+def _shoot(half: np.ndarray, rng: np.random.Generator, *, size: int, quarter_turns: bool) -> np.ndarray:
+    """One picture of a texture, uint8 (size, size, 3), as a camera with slightly varying place and light would take."""
+    h, w = half.shape
+    side = rng.uniform(0.8, 1.0) * w
+    top, left = rng.uniform(0, h - side), rng.uniform(0, w - side)
+    window = (left, top, left + side, top + side)
+    image = np.asarray(Image.fromarray(half).resize((size, size), Image.Resampling.BICUBIC, box=window))
+    image = np.rot90(image, rng.integers(4) if quarter_turns else 2 * rng.integers(2))
+    image = image[:, ::-1] if rng.integers(2) else image
+    light = image * rng.uniform(0.9, 1.1) + rng.uniform(-8, 8)
+    return np.repeat(np.rint(np.clip(light, 0, 255)).astype(np.uint8)[..., None], 3, axis=2)

@@ -1,0 +1,93 @@
+"""List a data set: one catalogue a category, named by the content of its files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage.datasets import Listing, SetAside, list_samples
+from storage.samples import Sample, fingerprint, to_parquet
+from storage.store import Store
+from tasks.handles import Category
+from tasks.steps import measured, retry_passing, step_key
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What was found in a data set."""
+
+    categories: list[Category]
+    """Those with good images to learn from, sorted."""
+    problems: dict[str, str]
+    """The others: category -> why nothing can be learned in it."""
+
+
+@task(
+    name="ingest",
+    task_run_name="ingest {dataset}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def ingest(
+    store_url: str, dataset: str, root: str, categories: list[str] | None = None, inspect: str | None = None
+) -> Ingested:
+    """List and hash the images of a data set, and keep one catalogue a category.
+
+    Raises DatasetError for an unknown data set, category or layout, OutsideRoot for a category name that leaves the
+    root. A category without training images is a problem of its own; the others go on.
+    """
+    with measured() as cost:
+        listing = list_samples(dataset, root, categories, inspect)
+    seconds = cost.as_meta()["seconds"] / max(1, len(listing.samples))
+    names = sorted({sample.category for sample in listing.samples} - set(listing.problems))
+    store = Store(store_url)
+    found = [_catalogue(store, listing, dataset, name, seconds, cost.peak_memory_mb) for name in names]
+    for name, reason in listing.problems.items():
+        logger.warning("%s/%s cannot be used: %s", dataset, name, reason)
+    return Ingested(found, listing.problems)
+
+
+def _catalogue(
+    store: Store, listing: Listing, dataset: str, name: str, seconds_per_image: float, peak_memory_mb: float
+) -> Category:
+    """Write the category's catalogue, unless it is there."""
+    samples = [sample for sample in listing.samples if sample.category == name]
+    aside = [entry for entry in listing.set_aside if entry.category == name]
+    content = fingerprint(samples)
+    # The files set aside are part of the key: they change what is reported though not what is learned.
+    key = step_key(
+        "catalogues", dataset, name, fingerprint=content, set_aside=_rows(aside), folders=list(listing.folders)
+    )
+    if store.find(key) is None:
+        with store.draft(key) as draft:
+            store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(samples))
+            draft.commit(
+                {
+                    "counts": _counts(samples),
+                    "set_aside": _rows(aside),
+                    "folders": list(listing.folders),
+                    "seconds": round(seconds_per_image * len(samples), 3),
+                    "peak_memory_mb": round(peak_memory_mb, 1),
+                }
+            )
+    logger.info("%s/%s: %d images listed, %d files set aside", dataset, name, len(samples), len(aside))
+    return Category(store.url, dataset, name, str(listing.root), key, content)
+
+
+def _rows(aside: list[SetAside]) -> list[dict[str, str]]:
+    return [{"path": entry.path, "reason": entry.reason} for entry in aside]
+
+
+def _counts(samples: list[Sample]) -> dict[str, int]:
+    """Images by use, such as `test_anomalous`; `without_mask` are anomalous images whose mask is unknown."""
+    counts = Counter(sample.split if sample.split != "test" else f"test_{sample.label}" for sample in samples)
+    without = sum(sample.label == "anomalous" and sample.mask is None for sample in samples)
+    return {**dict(sorted(counts.items())), "without_mask": without}

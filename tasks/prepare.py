@@ -1,0 +1,194 @@
+"""Decode and resize each image of a category once; no later step opens an image file again."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from al_models.errors import InvalidInput
+from al_models.parts.images import Decoded, decode, decode_mask, is_gray, resize
+from storage.datasets import inside, read_listed
+from storage.samples import Sample, from_parquet
+from storage.store import Draft, Store
+from tasks.handles import Category, Prepared
+from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 16
+SHARD = 64
+"""Images written at once: a shard that is written in parts is rewritten each time."""
+
+COLUMNS = {
+    "id": "string",
+    "path": "string",
+    "split": "string",
+    "label": "string",
+    "defect_type": "string",
+    "readable": "bool",
+    "problem": "string",
+    "width": "Int64",
+    "height": "Int64",
+    "mode": "string",
+    "bit_depth": "Int64",
+    "n_channels": "Int64",
+    "brightness": "Float64",
+    "contrast": "Float64",
+    "constant": "boolean",
+    "mask_state": "string",
+    "mask_problem": "string",
+    "mask_width": "Int64",
+    "mask_height": "Int64",
+    "mask_fraction": "Float64",
+    "note": "string",
+}
+"""Of `facts.parquet`. Brightness and contrast are mean and standard deviation of the resized image, in 0..255."""
+
+
+@task(
+    name="prepare",
+    task_run_name="prepare {category.dataset}/{category.category}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def prepare(category: Category, image_size: int) -> Prepared:
+    """Keep the category's images as uint8 squares, and what was seen while decoding them.
+
+    The output holds a Zarr array `images` (n, size, size, c) with a row a listed sample, c = 1 where all images are
+    gray and 3 otherwise, the rows of unreadable files zero; and `facts.parquet` with one row a sample (`COLUMNS`).
+    Raises DatasetError when a file has changed since it was listed, OutsideRoot when its path leaves the root,
+    InvalidInput for a size below 1.
+    """
+    if image_size < 1:
+        raise InvalidInput(f"image size {image_size} is not a side in pixels; give at least 1, such as 256")
+    store = Store(category.store)
+    code = code_fingerprint("tasks.prepare")
+    key = step_key(
+        "images",
+        category.dataset,
+        category.category,
+        fingerprint=category.fingerprint,
+        image_size=image_size,
+        code=code,
+    )
+    run_step(store, key, partial(_prepare, store, category, image_size))
+    return Prepared(category, image_size, key)
+
+
+def _prepare(store: Store, category: Category, image_size: int, draft: Draft) -> dict[str, Any]:
+    catalogue = store.get(category.catalogue)
+    samples = from_parquet(store.read_bytes(f"{catalogue.folder}/samples.parquet"))
+    root, folders = Path(category.root), catalogue.meta["folders"]
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the interpreter's lock
+        gray = pool.map(lambda sample: is_gray(inside(root, sample.path, folders)), samples)
+        channels = 3 if False in list(gray) else 1
+        shape = (len(samples), image_size, image_size, channels)
+        look = partial(_look, root, folders, shape[1:])
+        facts = _write(store, f"{draft.folder}/images", shape, _blocks(pool, look, samples))
+    table = pd.DataFrame(facts, columns=list(COLUMNS)).astype(COLUMNS)
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    store.write_bytes(f"{draft.folder}/facts.parquet", buffer.getvalue())
+    logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
+    return {"ids": [sample.id for sample in samples], "channels": channels}
+
+
+_Seen = tuple[dict[str, Any], np.ndarray]
+
+
+def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sample]) -> Iterator[list[_Seen]]:
+    """What is seen of the samples, a shard at a time; the next shard is decoded while this one is written."""
+    pending: Iterator[_Seen] = iter(())
+    for start in range(0, len(samples) + SHARD, SHARD):
+        following = pool.map(look, samples[start : start + SHARD])
+        if start:
+            yield list(pending)
+        pending = following
+
+
+def _write(
+    store: Store, key: str, shape: tuple[int, int, int, int], blocks: Iterator[list[_Seen]]
+) -> list[dict[str, Any]]:
+    """Write the images, whole shards at a time so that memory does not grow with the data set; return the facts."""
+    images = zarr.create_array(
+        store=store.zarr_store(key),
+        shape=shape,
+        chunks=(CHUNK, *shape[1:]),
+        shards=(SHARD, *shape[1:]),
+        dtype="uint8",
+        compressors=zarr.codecs.ZstdCodec(level=1),
+        fill_value=0,
+    )
+    facts: list[dict[str, Any]] = []
+    for block in blocks:
+        images[len(facts) : len(facts) + len(block)] = np.stack([pixels for _, pixels in block])  # (n, h, w, c)
+        facts += [row for row, _ in block]
+    return facts
+
+
+def _look(root: Path, folders: Sequence[str], shape: tuple[int, int, int], sample: Sample) -> _Seen:
+    """The facts of one sample and its resized pixels (h, w, c), which are zero for an unreadable file."""
+    pixels = np.zeros(shape, dtype=np.uint8)  # (h, w, c)
+    row: dict[str, Any] = {
+        "id": sample.id,
+        "path": sample.path,
+        "split": sample.split,
+        "label": sample.label,
+        "defect_type": sample.defect_type,
+        "readable": True,
+        **_look_at_mask(root, folders, sample),
+    }
+    data = read_listed(root, sample.path, sample.id, folders)
+    try:
+        decoded = decode(data)
+    except InvalidInput as error:
+        return {**row, "readable": False, "problem": str(error)}, pixels
+    small = resize(decoded.pixels, shape[0])
+    pixels[:] = small if small.ndim == 3 else small[..., None]
+    return {**row, **_describe(decoded, small)}, pixels
+
+
+def _describe(decoded: Decoded, small: np.ndarray) -> dict[str, Any]:
+    # A constant image stays constant when it is resized, so most images need no look at every pixel.
+    constant = np.ptp(small, axis=(0, 1)).max() == 0 and np.ptp(decoded.pixels, axis=(0, 1)).max() == 0
+    return {
+        "width": decoded.width,
+        "height": decoded.height,
+        "mode": decoded.mode,
+        "bit_depth": decoded.bit_depth,
+        "n_channels": decoded.n_channels,
+        "brightness": float(small.mean()),
+        "contrast": float(small.std()),
+        "constant": bool(constant),
+        "note": decoded.note,
+    }
+
+
+def _look_at_mask(root: Path, folders: Sequence[str], sample: Sample) -> dict[str, Any]:
+    if sample.mask is None or sample.mask_id is None:
+        return {"mask_state": sample.mask_state}
+    data = read_listed(root, sample.mask, sample.mask_id, folders)
+    try:
+        mask = decode_mask(data)
+    except InvalidInput as error:
+        return {"mask_state": "unreadable", "mask_problem": str(error)}
+    height, width = mask.shape
+    return {
+        "mask_state": sample.mask_state,
+        "mask_width": width,
+        "mask_height": height,
+        "mask_fraction": float(mask.mean()),
+    }

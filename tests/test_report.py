@@ -1,0 +1,454 @@
+"""The report says what the records say, asks nothing of the network and survives whatever a cell left undone."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from PIL import Image
+
+from storage.errors import Damaged
+from storage.records import RunRecord, read_records, write_record
+from storage.store import Store
+from tasks.report import pictures, report, tables
+from tasks.report.pictures import Scale, sample_picture
+
+SIDE = 32
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+METRICS = {"pro": 0.9123, "pixel_auroc": 0.9766, "image_auroc": 0.8888}
+REASON = 'fit: OutOfMemoryError: needed 9.1 GB <3 free> & "more"'
+
+
+class Page(HTMLParser):
+    """Collects the tags left open, what each element asks to load, text by element, and ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.asked: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.alts: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+                (self.links if tag == "a" else self.asked).append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+            if name == "alt":
+                self.alts.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def put(store: Store, key: str, arrays: dict[str, np.ndarray], meta: dict[str, Any], files: dict[str, bytes]) -> str:
+    with store.draft(key) as draft:
+        for name, values in arrays.items():
+            path = store.zarr_store(f"{draft.folder}/{name}")
+            zarr.create_array(path, shape=values.shape, chunks=values.shape, dtype=values.dtype)[:] = values
+        for name, data in files.items():
+            store.write_bytes(f"{draft.folder}/{name}", data)
+        draft.commit(meta)
+    return key
+
+
+def line(image_id: str, label: str, score: float, quality: float | None) -> dict[str, Any]:
+    defect = {"good": "good", "anomalous": "scratch"}.get(label, "unknown")
+    return {
+        "id": image_id,
+        "path": f"test/{defect}/{image_id}.png",
+        "label": label,
+        "defect_type": defect,
+        "score": score,
+        "p_value": 0.0417,
+        "decision": "reject" if score > 5 else "accept",
+        "map_max": score,
+        "average_precision": quality,
+        "iou_best": quality,
+    }
+
+
+def lines(masks: bool) -> list[dict[str, Any]]:
+    rows = [line(f"g{n}", "good", 1.0 + n, None) for n in range(3)]
+    scores, qualities = [9.0, 3.0, 7.0, 6.0, 8.0], [0.2, 0.9, 0.5, 0.7, 0.4]
+    return rows + [line(f"a{n}", "anomalous", scores[n], qualities[n] if masks else None) for n in range(5)]
+
+
+def outputs(store: Store, name: str, masks: bool, channels: int = 3) -> dict[str, str]:
+    """Artifacts of one cell."""
+    rng = np.random.default_rng(7)
+    rows = lines(masks)
+    ids = [row["id"] for row in rows]
+    images = rng.integers(0, 255, (len(ids), SIDE, SIDE, channels), dtype=np.uint8)
+    maps = rng.uniform(0, 8, (len(ids), SIDE, SIDE)).astype(np.float16)
+    truth = np.zeros((len(ids), SIDE, SIDE), np.uint8)
+    if masks:
+        truth[3:, 8:16, 8:16] = 1
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    curves = {"image_roc": {"x": [0, 0, 1], "y": [0, 0.8, 1]}}
+    if masks:
+        curves["pro"] = {"x": list(np.linspace(0, 0.3, 900)), "y": list(np.linspace(0, 1, 900) ** 0.2)}
+    files = {"images.parquet": table.getvalue(), "curves.json": json.dumps(curves).encode()}
+    rejected = [{"id": "z", "path": "train/good/013.png", "split": "train", "reason": "cannot be read: truncated"}]
+    expectation = {"name": "readable", "description": "decodes whole", "severity": "reject", "success": False}
+    verdict = {"rejected": rejected, "mask_unknown": [], "warnings": [], "stop": None, "accepted": ids}
+    verdict["expectations"] = [{**expectation, "unexpected": 1}]
+    return {
+        "images": put(store, f"images/{name}", {"images": images}, {"ids": ids, "channels": channels}, {}),
+        "verdict": put(store, f"verdicts/{name}", {}, verdict, {}),
+        "maps": put(store, f"maps/{name}", {"maps": maps}, {"ids": ids}, {}),
+        "evaluation": put(store, f"evaluation/{name}", {"masks": truth}, {"ids": ids}, files),
+    }
+
+
+def record(method: str, category: str, seed: int = 0, **changes: Any) -> RunRecord:
+    values: dict[str, Any] = {
+        "dataset": "mvtec_ad",
+        "category": category,
+        "method": method,
+        "params": {"image_size": SIDE},
+        "seed": seed,
+        "cell": f"{method}-{hash_of(category)}-{seed}",
+        "status": "done",
+        "metrics": METRICS,
+        "calibration": {
+            "image": {"rate": 0.05, "value": 5.0, "n": 26, "smallest_rate": 0.037, "note": None},
+            "pixel": {"rate": 0.05, "value": 6.0, "n": 26, "smallest_rate": 0.037, "note": None},
+            "realised": {"false_reject_rate": 0.0952, "false_reject_interval": [0.0117, 0.3038], "miss_rate": 0.2},
+        },
+        "counts": {"train": 237, "calibration": 26, "test_good": 3, "test_anomalous": 5},
+        "seconds": {"prepare": 2.41, "fit": 3.07},
+        "peak_memory_mb": 1234.0,
+        "versions": {"torch": "2.9.1"},
+        "hardware": "2 cores",
+        "finished": "2026-01-02T03:04:05Z",
+    }
+    return RunRecord(**{**values, **changes})
+
+
+def hash_of(text: str) -> int:
+    return sum(ord(letter) * (place + 1) for place, letter in enumerate(text))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Two methods on two categories: one cell failed, one category has no masks and an evil name."""
+    store = Store(str(tmp_path / "store"))
+    evil = "<b>x"
+    write_record(store, record("padim", "grid", keys=outputs(store, "grid", masks=True, channels=1)))
+    better = {name: value + 0.01 for name, value in METRICS.items()}
+    write_record(store, record("patchcore", "grid", metrics=better, keys=outputs(store, "grid2", masks=True)))
+    bare = {"image_auroc": 0.7654}
+    write_record(store, record("padim", evil, metrics=bare, keys=outputs(store, "evil", masks=False)))
+    write_record(store, record("patchcore", evil, status="failed", reason=REASON, metrics={}, calibration={}))
+    return store
+
+
+def made(store: Store, tmp_path: Path, cells: list[str] | None = None) -> str:
+    return Path(report.fn(store.url, str(tmp_path / "out"), cells)).read_text(encoding="utf-8")
+
+
+def test_page_is_whole_and_asks_nothing_of_others(store: Store, tmp_path: Path) -> None:
+    text = made(store, tmp_path)
+    page = Page(text)
+    assert page.open == []
+    assert len(page.asked) == 25  # the icon and 3 cells x 4 examples x 2 pictures
+    assert all(asked.startswith("data:") for asked in page.asked)
+    assert page.links
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert all(page.alts)
+
+
+def test_names_are_escaped(store: Store, tmp_path: Path) -> None:
+    text = made(store, tmp_path)
+    assert "<b>x" not in text
+    assert "&lt;b&gt;x" in text
+    assert "<b>x" in Page(text).text
+    assert "<b>x" not in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
+
+def test_figures_are_the_records(store: Store, tmp_path: Path) -> None:
+    text = made(store, tmp_path)
+    shown = Page(text).text
+    for figure in ("91.2", "97.7", "88.9", "92.2", "98.7", "89.9", "76.5", "9.5 (1.2 to 30.4)", "20.0", "2.41", "3.07"):
+        assert figure in shown
+    assert "5.48" in shown  # total seconds
+    assert "1234" in shown
+    assert "2 cores" in shown
+    assert "2026-01-02 03:04 UTC" in shown
+    assert "train 237, calibration 26, test good 3, test anomalous 5." in shown
+    assert text.count("title>fit 3.07 s<") == 3
+
+
+def test_absent_metric_is_absent_not_zero(store: Store, tmp_path: Path) -> None:
+    text = made(store, tmp_path)
+    start = text.index('id="cell-padim-', text.index('id="cells"'))
+    cell = text[start : text.index("</table>", start)]  # `<b>x` sorts before `grid`
+    values = re.findall(r"<td[^>]*>([^<]*)<", cell)
+    assert values == ["–", "–", "76.5"]
+
+
+def test_failure_shows_its_reason(store: Store, tmp_path: Path) -> None:
+    page = Page(made(store, tmp_path))
+    assert REASON in page.text
+    assert "1 of 4 cells failed" in page.text
+
+
+def test_set_aside_images_are_listed_by_reason(store: Store, tmp_path: Path) -> None:
+    shown = Page(made(store, tmp_path)).text
+    assert shown.count("cannot be read: truncated (1): train/good/013.png") == 2
+    assert "decodes whole" in shown
+
+
+def test_published_figures_stand_beside_ours_and_only_on_their_data(store: Store, tmp_path: Path) -> None:
+    shown = Page(made(store, tmp_path)).text
+    assert "padim, published, full data, other backbones" in shown
+    rows = {row.variant.name: row for row in tables.per_category([record("padim", "grid")], "pixel_auroc")}
+    assert rows["padim"].published == [97.3]
+    assert rows["padim"].published_all == 97.5
+    (own,) = tables.per_category([record("padim", "grid", dataset="folder")], "pixel_auroc")
+    assert not own.has_published
+
+
+def test_failed_category_counts_as_last_place(store: Store, tmp_path: Path) -> None:
+    made(store, tmp_path)
+    markdown = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    ranks = re.findall(r"^\| (\d\.\d\d) \| (\w+) \| (\d of \d)", markdown, re.MULTILINE)
+    assert ranks == [("1.50", "padim", "2 of 2"), ("1.50", "patchcore", "1 of 2")]
+
+
+def test_ties_share_the_mean_of_their_places() -> None:
+    assert tables.ranks({"a": 0.5, "b": 0.9, "c": 0.5, "d": None}) == {"b": 1.0, "a": 2.5, "c": 2.5, "d": 4.0}
+
+
+def test_means_over_fewer_categories_are_not_best() -> None:
+    found = tables.ranking(
+        [
+            record("padim", "grid", metrics={"pro": 0.8}),
+            record("padim", "wood", metrics={"pro": 0.6}),
+            record("spade", "grid", metrics={"pro": 0.95}),
+            record("spade", "wood", status="failed", metrics={}),
+        ]
+    )
+    assert {row.variant.name: row.best for row in found.rows} == {"padim": frozenset({"pro"}), "spade": frozenset()}
+
+
+def test_spread_is_over_seeds() -> None:
+    cells = [record("ae_ssim", "grid", seed=s, metrics={"pro": p}) for s, p in enumerate((0.7, 0.8, 0.9))]
+    (row,) = tables.ranking(cells).rows
+    assert row.values["pro"].mean == pytest.approx(0.8)
+    assert row.values["pro"].spread == pytest.approx(0.1)
+    assert "80.0 ± 10.0" in tables.result_table_markdown(cells)
+
+
+def test_lead_within_the_spread_of_seeds_is_said_to_be_so() -> None:
+    cells = [record("ae_ssim", "grid", seed=s, metrics={"pro": p}) for s, p in enumerate((0.7, 0.9))]
+    cells.append(record("padim", "grid", metrics={"pro": 0.79}))
+    answer, support = tables.headline(tables.ranking(cells))
+    assert answer == "Best on this data: ae_ssim."
+    assert any("no more than the spread between seeds (14.1)" in line for line in support)
+
+
+def test_one_method_with_two_settings_is_two_rows() -> None:
+    cells = [
+        record("patchcore", "grid", params={"image_size": 32, "coreset_ratio": ratio}, cell=str(ratio))
+        for ratio in (0.01, 0.1)
+    ]
+    broken = record("patchcore", "wood", params={"coreset_ratio": 0.1}, status="failed", metrics={})
+    found = {variant.name: len(variant.records) for variant in tables.variants_of([broken, *cells])}
+    assert found == {"patchcore (coreset_ratio=0.01)": 1, "patchcore (coreset_ratio=0.1)": 2}
+
+
+def test_examples_are_best_median_worst_and_the_most_suspicious_good() -> None:
+    assert [row["id"] for _, row in pictures.choose(lines(masks=True))] == ["a1", "a2", "a0", "g2"]
+    assert [row["id"] for _, row in pictures.choose(lines(masks=False))] == ["a0", "a2", "a1", "g2"]
+    assert [row["id"] for _, row in pictures.choose(lines(masks=True)[:4])] == ["a0", "g2"]
+    assert pictures.choose([]) == []
+
+
+def test_heat_scale_runs_from_good_to_twice_the_threshold(store: Store) -> None:
+    kept = next(r for r in records_of(store) if r.method == "padim" and r.category == "grid")
+    gallery = pictures.read_gallery(store, kept, pictures.read_evaluation(store, kept).rows)
+    assert gallery.scale is not None
+    assert gallery.scale.low == pytest.approx(4.0, abs=0.2)  # uniform 0..8
+    assert gallery.scale.high == pytest.approx(12.0 - gallery.scale.low)
+    assert gallery.examples[0].has_outline
+    assert not gallery.examples[3].has_outline
+
+
+def records_of(store: Store) -> list[RunRecord]:
+    return list(read_records(store))
+
+
+def test_overlay_grows_lighter_and_the_part_stays_visible() -> None:
+    pixels = np.full((1, 5, 1), 128, np.uint8)
+    pixels[0, 4] = 255
+    values = np.array([[0.0, 0.5, 1.0, 9.0, 1.0]])
+    shades = pictures.overlay(pixels, values, Scale(0.0, 1.0, None, "")).mean(axis=-1)[0]
+    assert shades[0] < shades[1] < shades[2] == shades[3] < shades[4]
+
+
+def test_contour_surrounds_the_mask_and_hides_none_of_it() -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[3:5, 3:5] = 1
+    line_ = pictures.contour(mask, 1)
+    assert not (line_ & mask.astype(bool)).any()
+    assert line_.sum() == 8
+    assert pictures.contour(np.ones((4, 4)), 2).sum() == 0
+
+
+def test_curves_keep_their_corners() -> None:
+    x = [0.0] * 1000 + list(np.linspace(0, 1, 1000))
+    y = list(np.linspace(0, 0.9, 1000)) + [0.9] * 999 + [1.0]
+    points = pictures._thinned(x, y)
+    assert len(points) <= 163
+    assert points[0] == (0.0, 0.0)
+    assert points[-1] == (1.0, 1.0)
+    assert min(abs(a) + abs(b - 0.9) for a, b in points) < 0.02
+
+
+@pytest.mark.parametrize("lost", ["images", "maps", "evaluation", "verdict"])
+def test_a_lost_output_becomes_a_sentence(store: Store, tmp_path: Path, lost: str) -> None:
+    manifests = [key for key in store.list("verdicts" if lost == "verdict" else f"{lost}/grid") if "manifest" in key]
+    assert manifests
+    for key in manifests:
+        store.delete(key)
+    page = Page(made(store, tmp_path))
+    assert page.open == []
+    sentence = "No verdict was stored" if lost == "verdict" else "No pictures: this cell left no"
+    assert sentence in page.text
+    assert "97.7" in page.text
+
+
+def test_damaged_maps_become_a_sentence(store: Store, tmp_path: Path) -> None:
+    for key in store.list("maps/grid"):
+        if "/c/" in key:
+            store.write_bytes(key, b"not zstd")
+    assert "could not be read" in Page(made(store, tmp_path)).text
+
+
+def test_unlabelled_images_are_listed_with_their_decision(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    keys = outputs(store, "own", masks=False)
+    rows = [line(f"u{n}", "unknown", float(n), None) for n in range(8)]
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    keys["evaluation"] = put(
+        store, "evaluation/u", {}, {"ids": [r["id"] for r in rows]}, {"images.parquet": table.getvalue()}
+    )
+    write_record(store, record("padim", "own", dataset="folder", metrics={}, calibration={}, keys=keys))
+    shown = Page(made(store, tmp_path)).text
+    assert "cannot be ranked" in shown
+    assert shown.index("test/unknown/u7.png") < shown.index("test/unknown/u0.png")
+
+
+def test_unsupported_threshold_says_why(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    image = {"rate": 0.01, "value": None, "n": 26, "smallest_rate": 0.037, "note": "hold out 99 images"}
+    write_record(store, record("padim", "grid", calibration={"image": image}))
+    shown = Page(made(store, tmp_path)).text
+    assert "No threshold: 26 held-out images support 3.7 % at the least. hold out 99 images" in shown
+
+
+def test_different_data_in_one_category_is_called_out(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    write_record(store, record("padim", "grid", fingerprints={"data": "one"}))
+    write_record(store, record("spade", "grid", fingerprints={"data": "two"}))
+    assert "were run on different images" in Page(made(store, tmp_path)).text
+
+
+def test_empty_store_gives_a_page(tmp_path: Path) -> None:
+    page = Page(made(Store(str(tmp_path / "none")), tmp_path))
+    assert page.open == []
+    assert "No cell has been run yet" in page.text
+
+
+def test_only_the_named_cells_are_shown(store: Store, tmp_path: Path) -> None:
+    chosen = next(r.cell for r in records_of(store) if r.status == "failed")
+    made(store, tmp_path, [chosen])
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["cell"] for row in rows] == [chosen]
+
+
+def test_csv_has_a_row_a_cell(store: Store, tmp_path: Path) -> None:
+    made(store, tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text(encoding="utf-8"))))
+    assert len(rows) == 4
+    by_cell = {(row["method"], row["category"]): row for row in rows}
+    done, failed = by_cell["padim", "grid"], by_cell["patchcore", "<b>x"]
+    assert float(done["pro"]) == 0.9123
+    assert float(done["seconds_fit"]) == 3.07
+    assert float(done["peak_memory_mb"]) == 1234.0
+    assert json.loads(done["params"]) == {"image_size": SIDE}
+    assert by_cell["padim", "<b>x"]["pro"] == ""
+    assert failed["reason"] == REASON
+
+
+def test_nothing_half_written_stays(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = made(store, tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tasks.report.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        made(store, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "results.csv", "results.md"]
+    assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8") == before
+
+
+def test_damaged_record_is_said_not_skipped(store: Store, tmp_path: Path) -> None:
+    store.write_bytes("records/mvtec_ad/grid/padim/broken.json", b'{"dataset": 1}')
+    with pytest.raises(Damaged, match=r"broken\.json"):
+        made(store, tmp_path)
+
+
+def test_sample_picture_is_a_png_even_without_pictures(store: Store) -> None:
+    for kept in records_of(store):
+        picture = Image.open(io.BytesIO(sample_picture(store, kept)))
+        assert picture.format == "PNG"
+        assert picture.width >= 4 * SIDE
+
+
+def test_pictures_are_small_jpegs_without_colour_loss() -> None:
+    url = pictures.data_url(Image.fromarray(np.full((SIDE, SIDE, 3), pictures.OUTLINE, np.uint8)))
+    picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
+    assert picture.format == "JPEG"
+    assert np.abs(np.asarray(picture).astype(int) - pictures.OUTLINE).max() <= 4

@@ -1,0 +1,358 @@
+"""The training loop and the losses: exact where they promise exactness."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from al_models.errors import InvalidInput, UnknownName
+from al_models.parts.losses import ssim_loss, ssim_map
+from al_models.parts.train import TrainPlan, Turn, hold_out, rate, seeded, train
+from al_models.types import Runtime
+
+
+class Killed(Exception):
+    pass
+
+
+class Kept:
+    """Checkpoints as bytes of plain arrays, so that nothing else can hide in them."""
+
+    def __init__(self):
+        self.data, self.saves = None, 0
+
+    def load(self):
+        return None if self.data is None else from_bytes(self.data)
+
+    def save(self, state):
+        self.data, self.saves = to_bytes(state), self.saves + 1
+
+
+def network(seed=0):
+    """Convolution for the memory format, batch norm for buffers, dropout for the global random numbers."""
+    with seeded(seed):
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(4, 1, 1)
+        )
+
+
+def fit(runtime=Runtime(), kill_at=None, validated=True, **changes):  # noqa: B008 (frozen)
+    """Learn the mean of two channels of noise; optionally die in the draw of a step."""
+    settings = {"steps": 30, "batch_size": 4, "learning_rate": 0.01, "check_every": 4, "checkpoint_every_s": 0.0}
+    net, drawn = network(), [0]
+    held = torch.rand(8, 2, 6, 6, generator=torch.Generator().manual_seed(99))
+
+    def draw(generator, n):
+        drawn[0] += 1
+        if drawn[0] == kill_at:
+            raise Killed
+        return torch.rand(n, 2, 6, 6, generator=generator)
+
+    def loss(batch):
+        return ((net(batch) - batch.mean(1, keepdim=True)) ** 2).mean()
+
+    plan = TrainPlan(**(settings | changes))
+    history = train(
+        "fit toy", [Turn(net, loss)], draw, plan, runtime, (lambda: float(loss(held))) if validated else None
+    )
+    return net, history
+
+
+def same_bits(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("kill_at", [2, 9, 26])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimiser": "adam", "weight_decay": 1e-3},
+        {"optimiser": "adamw", "schedule": "cosine", "clip": 0.1},
+        {"optimiser": "sgd", "schedule": "one_cycle"},
+    ],
+)
+def test_a_killed_fit_resumes_to_the_same_bits(changes, kill_at):
+    whole, history = fit(**changes)
+    kept = Kept()
+    with pytest.raises(Killed):
+        fit(Runtime(checkpoints=kept), kill_at, **changes)
+    resumed, resumed_history = fit(Runtime(checkpoints=kept), **changes)
+    assert same_bits(whole, resumed)
+    assert history == resumed_history
+
+
+def test_a_fit_killed_twice_resumes_with_its_patience():
+    changes = {"steps": 200, "patience": 3, "min_improvement": 0.02, "check_every": 2}
+    whole, history = fit(**changes)
+    assert history.stopped_by == "patience"
+    kept = Kept()
+    for kill_at in (6, 3):
+        with pytest.raises(Killed):
+            fit(Runtime(checkpoints=kept), kill_at, **changes)
+    resumed, resumed_history = fit(Runtime(checkpoints=kept), **changes)
+    assert same_bits(whole, resumed)
+    assert history == resumed_history
+
+
+def test_a_finished_fit_is_not_trained_on():
+    kept = Kept()
+    whole, _ = fit(Runtime(checkpoints=kept), steps=8)
+    again, history = fit(Runtime(checkpoints=kept), kill_at=1, steps=8)  # the first draw would raise
+    assert same_bits(whole, again)
+    assert history.stopped_by == "steps"
+
+
+def test_checkpoints_are_written_no_more_often_than_asked():
+    kept = Kept()
+    fit(Runtime(checkpoints=kept), checkpoint_every_s=3600.0)
+    assert kept.saves == 0
+
+
+@pytest.mark.parametrize("change", [{"runtime": Runtime(seed=1)}, {"learning_rate": 0.02}])
+def test_another_trainings_checkpoint_is_refused(change):
+    kept = Kept()
+    fit(Runtime(checkpoints=kept), steps=4)
+    seed = change.pop("runtime", Runtime()).seed
+    with pytest.raises(InvalidInput, match="another training's"):
+        fit(Runtime(checkpoints=kept, seed=seed), steps=4, **change)
+
+
+def test_the_callers_random_numbers_are_neither_used_nor_moved():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, _ = fit()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    second, _ = fit()
+    assert same_bits(first, second)
+
+
+def test_another_seed_gives_another_fit():
+    assert not same_bits(fit()[0], fit(Runtime(seed=1))[0])
+
+
+def scripted(judgements, **changes):
+    """Train one weight by +1 a step; the held-out losses are given."""
+    weight, left, seen = nn.Linear(1, 1, bias=False), iter(judgements), []
+    nn.init.zeros_(weight.weight)
+
+    def validate():
+        assert not weight.training
+        assert not torch.is_grad_enabled()
+        seen.append(weight.weight.item())
+        return next(left)
+
+    plan = TrainPlan(**({"steps": 20, "batch_size": 1, "learning_rate": 1.0, "check_every": 2} | changes))
+    turn = Turn(weight, lambda batch: -weight.weight.sum())
+    history = train("fit one", [turn], lambda generator, n: None, plan, Runtime(), validate)
+    return weight.weight.item(), history, seen
+
+
+def test_early_stopping_keeps_the_best_weights():
+    kept, history, seen = scripted([3.0, 1.0, 2.0, 1.5, 9.0], patience=2)
+    assert (history.stopped_by, history.best_step, [row[0] for row in history.losses]) == ("patience", 4, [2, 4, 6, 8])
+    assert kept == seen[1]
+    assert seen == sorted(seen)
+    assert seen[3] > seen[1]
+
+
+def test_small_improvements_add_up_against_patience_and_the_best_still_counts():
+    _, history, _ = scripted([3.0, 2.6, 2.2, 1.9, 1.8, 1.7, 1.6], patience=3, min_improvement=0.7)
+    assert [row[0] for row in history.losses] == [2, 4, 6, 8, 10, 12]  # 3 -> 2.2 counts; 1.9, 1.8, 1.7 do not
+    assert history.best_step == 12
+
+
+def test_without_patience_all_steps_are_made_and_the_last_is_looked_at():
+    _, history, _ = scripted([3.0, 4.0, 5.0], steps=5)
+    assert (history.stopped_by, history.best_step, [row[0] for row in history.losses]) == ("steps", 2, [2, 4, 5])
+
+
+def test_without_held_out_images_the_last_weights_stay():
+    net, history = fit(validated=False)
+    assert (history.stopped_by, history.best_step) == ("steps", 30)
+    assert all(math.isnan(row[2]) for row in history.losses)
+    assert not net.training
+
+
+def test_the_training_loss_is_the_mean_since_the_last_look():
+    _, history, _ = scripted([3.0, 2.0, 1.0], steps=5, optimiser="sgd", learning_rate=0.5)
+    # SGD with momentum 0.9 on a slope of -1: weights 0, .5, 1.45, 2.805, 4.5245
+    assert [row[1] for row in history.losses] == pytest.approx([-0.25, -2.1275, -4.5245], rel=1e-5)
+
+
+def test_it_learns():
+    _, history = fit(steps=120, check_every=20)
+    assert history.losses[-1][2] < 0.3 * history.losses[0][2]
+
+
+def test_schedules_are_those_of_torch():
+    steps = 50
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1.0, total_steps=steps, cycle_momentum=False)
+    expected = []
+    for _ in range(steps):
+        expected.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        if len(expected) < steps:
+            cycle.step()
+    assert [rate("one_cycle", step, steps) for step in range(steps)] == pytest.approx(expected, rel=1e-9)
+    assert [rate("cosine", step, 4) for step in range(4)] == pytest.approx([1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5])
+    assert {rate("constant", step, 4) for step in range(4)} == {1.0}
+    assert all(0 < rate("one_cycle", step, n) <= 1 for n in (1, 2, 3) for step in range(n))
+
+
+def test_clipping_bounds_the_gradient():
+    lengths = {}
+    for clip in (None, 0.01):
+        start, (net, _) = network(), fit(optimiser="sgd", steps=1, learning_rate=1.0, clip=clip, validated=False)
+        moved = [a - b for a, b in zip(net.parameters(), start.parameters(), strict=True)]
+        lengths[clip] = float(torch.linalg.vector_norm(torch.cat([m.flatten() for m in moved]).detach()))
+    assert lengths[None] > 0.02
+    assert lengths[0.01] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
+    net, seen = network(), []
+
+    def loss(batch):
+        out = net(batch)
+        seen.append(out.dtype)
+        return out.float().square().mean()
+
+    plan = TrainPlan(steps=2, batch_size=2, learning_rate=0.01)
+    train(
+        "fit toy",
+        [Turn(net, loss)],
+        lambda generator, n: torch.rand(n, 2, 6, 6, generator=generator),
+        plan,
+        Runtime(mixed_precision=True),
+    )
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_adversaries_take_turns_and_move_only_themselves():
+    forger, judge = nn.Linear(1, 1), nn.Linear(1, 1)
+    with torch.no_grad():
+        for p in (*forger.parameters(), *judge.parameters()):
+            p.fill_(0.5)
+    turns = [Turn(judge, lambda x: judge(forger(x).detach()).mean()), Turn(forger, lambda x: -judge(forger(x)).mean())]
+    plan = TrainPlan(steps=1, batch_size=2, learning_rate=0.1, optimiser="sgd")
+    train("fit gan", turns, lambda generator, n: torch.ones(n, 1), plan, Runtime())
+    # The judge goes down its own slope (x' = 1, bias 1); the forger then sees the moved judge, of weight 0.4.
+    assert [p.item() for p in judge.parameters()] == pytest.approx([0.4, 0.4])
+    assert [p.item() for p in forger.parameters()] == pytest.approx([0.54, 0.54])
+
+
+def test_progress_begins_and_ends():
+    told = []
+    fit(Runtime(progress=lambda *now: told.append(now)), steps=5)
+    assert told[0] == ("fit toy", 0, 5)
+    assert told[-1] == ("fit toy", 5, 5)
+
+
+def test_a_diverging_fit_says_what_to_change():
+    with pytest.raises(InvalidInput, match=r"fit toy: the loss is .* lower learning_rate"):
+        fit(optimiser="sgd", learning_rate=1e30)
+
+
+def test_plans_that_make_no_sense_are_refused():
+    with pytest.raises(UnknownName, match="adamw"):
+        TrainPlan(steps=1, batch_size=1, learning_rate=1.0, optimiser="adamv")
+    with pytest.raises(UnknownName, match="cosine"):
+        TrainPlan(steps=1, batch_size=1, learning_rate=1.0, schedule="cosin")
+    with pytest.raises(InvalidInput, match="steps = 0"):
+        TrainPlan(steps=0, batch_size=1, learning_rate=1.0)
+    with pytest.raises(InvalidInput, match="learning_rate"):
+        TrainPlan(steps=1, batch_size=1, learning_rate=0.0)
+
+
+def test_hold_out_splits_by_seed():
+    learn, held = hold_out(237, seed=0)
+    assert sorted(learn + held) == list(range(237))
+    assert len(held) == 24
+    assert hold_out(237, seed=0) == (learn, held)
+    assert hold_out(237, seed=1)[1] != held
+    assert [len(hold_out(n, seed=0)[1]) for n in (1, 4, 5, 14, 20)] == [0, 0, 1, 1, 2]
+
+
+def pictures(seed=0, size=48):
+    """A texture and a disturbed copy, in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    a = 0.5 + 0.4 * np.sin(np.arange(size) / 2)[:, None] * np.cos(np.arange(size) / 3)
+    b = np.clip(a + rng.normal(0, 0.15, a.shape), 0, 1)
+    return a.astype(np.float32), b.astype(np.float32)
+
+
+@pytest.mark.parametrize(("window", "side"), [("gaussian", 11), ("uniform", 11), ("uniform", 7)])
+def test_ssim_is_that_of_scikit_image(window, side):
+    a, b = pictures()
+    settings = {"gaussian_weights": True, "sigma": 1.5} if window == "gaussian" else {"win_size": side}
+    _, expected = structural_similarity(
+        a.astype(np.float64), b.astype(np.float64), data_range=1.0, use_sample_covariance=False, full=True, **settings
+    )
+    found = ssim_map(torch.tensor(a)[None, None], torch.tensor(b)[None, None], side=side, window=window)
+    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=2e-5)
+    loss = ssim_loss(torch.tensor(a)[None, None], torch.tensor(b)[None, None], side=side, window=window)
+    assert float(loss) == pytest.approx(1 - expected.mean(), abs=1e-5)
+
+
+def test_ssim_takes_images_that_are_not_square():
+    a, b = pictures()
+    _, expected = structural_similarity(
+        a[:20].astype(np.float64),
+        b[:20].astype(np.float64),
+        data_range=1.0,
+        use_sample_covariance=False,
+        full=True,
+        gaussian_weights=True,
+        sigma=1.5,
+    )
+    found = ssim_map(torch.tensor(a[:20])[None, None], torch.tensor(b[:20])[None, None])
+    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=2e-5)
+
+
+def test_the_gradient_of_ssim_is_its_slope():
+    a, b = (torch.tensor(picture)[None, None] for picture in pictures())
+    b.requires_grad_()
+    ssim_loss(a, b).backward()
+    way = b.grad / b.grad.norm()
+    with torch.no_grad():
+        slope = (ssim_loss(a, b + 0.01 * way) - ssim_loss(a, b - 0.01 * way)) / 0.02
+    assert float(slope) == pytest.approx(float(b.grad.norm()), rel=0.01)
+
+
+def test_ssim_is_float32_under_autocast():
+    a, b = (torch.tensor(picture)[None, None] for picture in pictures())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim_map(a, b), ssim_map(a, b.clone()))
+        mixed = ssim_map(a, b)
+    assert torch.equal(mixed, ssim_map(a, b))
+
+
+def test_ssim_seen_in_inference_mode_can_still_be_trained_with():
+    a, b = (torch.tensor(picture)[None, None] for picture in pictures(size=31))  # a size no other test has cached
+    with torch.inference_mode():
+        ssim_loss(a, b)
+    b.requires_grad_()
+    ssim_loss(a, b).backward()
+    assert b.grad.abs().sum() > 0
+
+
+def test_ssim_refuses_what_it_cannot_compare():
+    image = torch.zeros(1, 1, 32, 32)
+    with pytest.raises(InvalidInput, match="equal"):
+        ssim_map(image, image[..., :16])
+    with pytest.raises(InvalidInput, match="odd"):
+        ssim_map(image, image, side=10)
+    with pytest.raises(InvalidInput, match="at most 32"):
+        ssim_map(image, image, side=33)
+    with pytest.raises(UnknownName, match="gaussian"):
+        ssim_map(image, image, window="gausian")
