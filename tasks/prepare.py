@@ -15,6 +15,7 @@ import pandas as pd
 import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from zarr.codecs import ZstdCodec
 
 from al_models.errors import InvalidInput
 from al_models.parts.images import Decoded, decode, decode_mask, is_gray, resize
@@ -129,7 +130,7 @@ def _write(
         chunks=(CHUNK, *shape[1:]),
         shards=(SHARD, *shape[1:]),
         dtype="uint8",
-        compressors=zarr.codecs.ZstdCodec(level=1),
+        compressors=ZstdCodec(level=1),
         fill_value=0,
     )
     facts: list[dict[str, Any]] = []

@@ -239,7 +239,8 @@ _ENOUGH = Rule(
 
 def _records(facts: pd.DataFrame) -> list[Row]:
     facts = facts.astype(object)
-    return facts.where(facts.notna(), None).to_dict(orient="records")  # type: ignore[return-value]
+    rows: list[Row] = facts.where(facts.notna(), None).to_dict(orient="records")
+    return rows
 
 
 def _compare(rows: Sequence[Row]) -> list[Row]:
@@ -339,7 +340,8 @@ def _great_expectations() -> tuple[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its own imports use a deprecated module of Python
         import great_expectations as gx
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells of each temporary folder
+    # This module logs a temporary folder that is gone by then, at a level of its own.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     return gx, context

@@ -186,8 +186,8 @@ def test_resize_keeps_constants_and_averages_when_it_shrinks():
 
 
 def test_resize_golden_values():
-    # By hand: a triangle of half-width 4 px around 2, 6, 10, 14, cut at the border and normalised, on a ramp of slope 16:
-    # the first is 16 (1*.875 + 2*.875 + 3*.625 + 4*.375 + 5*.125) / 3.5 = 30.3, the others 16 * 5.5, 16 * 9.5, 209.7.
+    # By hand: a triangle of half-width 4 px around 2, 6, 10, 14, cut at the border and normalised, on a ramp of slope
+    # 16: the first is 16 (1*.875 + 2*.875 + 3*.625 + 4*.375 + 5*.125) / 3.5 = 30.3, then 16 * 5.5, 16 * 9.5, 209.7.
     ramp = np.arange(16, dtype=np.uint8).reshape(1, 16).repeat(16, 0) * 16
     np.testing.assert_array_equal(resize(ramp, 4), [[30, 88, 152, 210]] * 4)
 

@@ -42,7 +42,7 @@ def mask(path: Path, size: int = 32, columns: int = 8) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two categories; `tile` is colour, has a validation split, and its listings are in another order than its masks."""
+    """Two categories; `tile` is colour, has a validation split, and its masks are not in the order of its images."""
     root = tmp_path / "data"
     for i in range(3):
         picture(root / f"grid/train/good/{i:03}.png", i)

@@ -93,7 +93,8 @@ def test_a_fit_killed_twice_resumes_with_its_patience():
     whole, history = fit(**changes)
     assert history.stopped_by == "patience"
     kept = Kept()
-    for kill_at in (6, 3):
+    last = history.losses[-1][0]
+    for kill_at in (6, last - 5):  # the second dies in the last step, with all but one look of its patience used up
         with pytest.raises(Killed):
             fit(Runtime(checkpoints=kept), kill_at, **changes)
     resumed, resumed_history = fit(Runtime(checkpoints=kept), **changes)
@@ -138,8 +139,8 @@ def test_another_seed_gives_another_fit():
     assert not same_bits(fit()[0], fit(Runtime(seed=1))[0])
 
 
-def scripted(judgements, **changes):
-    """Train one weight by +1 a step; the held-out losses are given."""
+def scripted(judgements, runtime=Runtime(), **changes):  # noqa: B008 (frozen)
+    """Train one weight by +1 a step; the held-out losses are given, and None kills."""
     weight, left, seen = nn.Linear(1, 1, bias=False), iter(judgements), []
     nn.init.zeros_(weight.weight)
 
@@ -147,11 +148,14 @@ def scripted(judgements, **changes):
         assert not weight.training
         assert not torch.is_grad_enabled()
         seen.append(weight.weight.item())
-        return next(left)
+        judged = next(left)
+        if judged is None:
+            raise Killed
+        return judged
 
     plan = TrainPlan(**({"steps": 20, "batch_size": 1, "learning_rate": 1.0, "check_every": 2} | changes))
     turn = Turn(weight, lambda batch: -weight.weight.sum())
-    history = train("fit one", [turn], lambda generator, n: None, plan, Runtime(), validate)
+    history = train("fit one", [turn], lambda generator, n: None, plan, runtime, validate)
     return weight.weight.item(), history, seen
 
 
@@ -167,6 +171,14 @@ def test_small_improvements_add_up_against_patience_and_the_best_still_counts():
     _, history, _ = scripted([3.0, 2.6, 2.2, 1.9, 1.8, 1.7, 1.6], patience=3, min_improvement=0.7)
     assert [row[0] for row in history.losses] == [2, 4, 6, 8, 10, 12]  # 3 -> 2.2 counts; 1.9, 1.8, 1.7 do not
     assert history.best_step == 12
+
+
+def test_a_resumed_fit_still_knows_its_best():
+    runtime, changes = Runtime(checkpoints=Kept()), {"patience": 3, "min_improvement": 0.7, "checkpoint_every_s": 0.0}
+    with pytest.raises(Killed):
+        scripted([3.0, 2.6, 2.2, 1.9, None], runtime, **changes)  # best 1.9, while patience measures from 2.2
+    _, history, _ = scripted([2.0, 2.0], runtime, **changes)
+    assert (history.stopped_by, history.best_step, history.losses[-1][0]) == ("patience", 8, 12)
 
 
 def test_without_patience_all_steps_are_made_and_the_last_is_looked_at():

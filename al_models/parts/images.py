@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from al_models.errors import InvalidInput
 
@@ -149,7 +149,7 @@ def _load(data: bytes) -> tuple[Image.Image, int]:
         image.load()
     except _TOO_LARGE as error:
         raise InvalidInput(_too_large(str(error))) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InvalidInput(
             f"not an image that can be read ({len(data)} bytes); expected the content of a {', '.join(FORMATS)} file: "
             f"export it again"
@@ -158,7 +158,7 @@ def _load(data: bytes) -> tuple[Image.Image, int]:
         raise
     except _BROKEN as error:
         raise InvalidInput(f"damaged or cut short ({error}); copy or export the file again") from error
-    if image.mode == "F" or (image.mode == "I" and (_bit_depth(image, data) > 16 or image.getextrema()[0] < 0)):
+    if image.mode == "F" or (image.mode == "I" and (_bit_depth(image, data) > 16 or np.asarray(image).min() < 0)):
         raise InvalidInput(f"pixels of mode {image.mode} go beyond 0..65535; export the image with 8 bits a channel")
     return image, frames
 
@@ -198,9 +198,8 @@ def _to_gray_or_rgb(image: Image.Image, notes: list[str | None]) -> Image.Image:
 
 def _refuse_transparency(image: Image.Image) -> None:
     alpha = image.convert("RGBA").getchannel("A")
-    lowest = alpha.getextrema()[0]
-    if lowest < 255:
-        share = 1 - alpha.histogram()[255] / (image.width * image.height)
+    share = 1 - alpha.histogram()[255] / (image.width * image.height)
+    if share > 0:
         raise InvalidInput(
             f"{share:.1%} of the pixels are transparent, and what lies under them is not known; export the image "
             f"without an alpha channel, on the background the camera saw"

@@ -15,11 +15,13 @@ def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode:
     """Layers (n, c_l, h_l, w_l) -> float32 (n, sum of c_l, h, w) on the grid of the finest layer.
 
     `mode` is torch's interpolation ("nearest", "bilinear"); `pool` averages over pool x pool neighbours first
-    (PatchCore's locally aware patches, arXiv:2106.08265, eq. 1-2; counts positions inside the image only).
+    (PatchCore's locally aware patches, arXiv:2106.08265, eq. 1-2).
     """
     maps = [features[layer].float() for layer in layers]
     if pool > 1:
-        maps = [F.avg_pool2d(m, pool, stride=1, padding=pool // 2, count_include_pad=False) for m in maps]
+        # Zeros outside the image count, as in the authors' code: a border patch averages fewer real values and would
+        # otherwise lie farther from every other patch than many a defect (image AUROC on `grid` 98 instead of 81).
+        maps = [F.avg_pool2d(m, pool, stride=1, padding=pool // 2) for m in maps]
     grid = max((m.shape[2:] for m in maps), key=lambda shape: shape[0] * shape[1])
     corners = {"align_corners": False} if mode == "bilinear" else {}
     resized = [m if m.shape[2:] == grid else F.interpolate(m, size=grid, mode=mode, **corners) for m in maps]

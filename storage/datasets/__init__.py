@@ -31,7 +31,12 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "folder": Dataset("folder", "Your own images", "yours", "any folder; see the layouts in the README"),
+    "folder": Dataset(
+        "folder",
+        "Your own images",
+        "yours",
+        "any folder in the layout of mvtec_ad, or two plain folders: good images, images to inspect",
+    ),
     "mvtec_ad": Dataset(
         "mvtec_ad",
         "MVTec Anomaly Detection (MVTec AD), 15 categories",

@@ -99,9 +99,9 @@ def _pair_masks(folder: Path, kind: str, root: Path, category: str) -> tuple[dic
     pairs: dict[str, str] = {}
     for image in images:
         stem = PurePosixPath(image).stem
-        mask = by_stem.get(f"{stem}_mask") or by_stem.get(stem)
-        if mask is not None:
-            pairs[image] = mask
+        paired = by_stem.get(f"{stem}_mask") or by_stem.get(stem)
+        if paired is not None:
+            pairs[image] = paired
     reason = f"a mask, but no image of test/{kind} was paired with it: none has its stem, or another mask came first"
     if kind == "good":
         reason = "a mask of a good image, which has no anomalous pixel"
