@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from storage.errors import Damaged
+from storage.errors import Damaged, NotInStore
 
 if TYPE_CHECKING:
     from storage.store import Store
@@ -57,12 +56,22 @@ def write_record(store: Store, record: RunRecord) -> None:
     store.write_json(record.key(), asdict(record))
 
 
+def read_record(store: Store, key: str) -> RunRecord | None:
+    """The record under a key, or None. Raises Damaged for a file that is none."""
+    try:
+        values = store.read_json(key)
+    except NotInStore:
+        return None
+    known = {f.name for f in fields(RunRecord)}
+    try:
+        return RunRecord(**{name: value for name, value in values.items() if name in known})
+    except (AttributeError, TypeError) as error:
+        raise Damaged(f"{key} is not a run record ({error}); delete the file and run the cell again") from error
+
+
 def read_records(store: Store) -> Iterator[RunRecord]:
     """All records of a store, by data set, category and method. Raises Damaged for a file that is none."""
-    known = {f.name for f in fields(RunRecord)}
     for key in store.list("records"):
-        try:
-            values = store.read_json(key)
-            yield RunRecord(**{name: value for name, value in values.items() if name in known})
-        except (json.JSONDecodeError, TypeError) as error:
-            raise Damaged(f"{key} is not a run record ({error}); delete the file and run the cell again") from error
+        record = read_record(store, key)
+        if record is not None:  # deleted since it was listed
+            yield record

@@ -1,0 +1,63 @@
+"""Where a step computes: the device, its precision, and who hears of its progress."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from al_models.detector import Detector
+from al_models.errors import InvalidInput
+from al_models.registry import create
+from al_models.types import Checkpoints, Runtime
+from tasks.handles import Cell
+
+logger = logging.getLogger(__name__)
+
+_SAY_EVERY_S = 10.0
+
+
+def detector_of(cell: Cell) -> Detector:
+    """The cell's detector, not fitted. Raises UnknownName."""
+    return create(cell.method, **cell.params)
+
+
+def device_of(asked: str) -> str:
+    """`auto` is a GPU where there is one. Raises InvalidInput for a device this process does not have."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidInput(f"device {asked!r} was asked for, but no GPU is visible here; use 'cpu' or 'auto'")
+    return asked
+
+
+def runtime_of(cell: Cell, checkpoints: Checkpoints | None = None) -> Runtime:
+    """How this process computes the cell."""
+    device = device_of(cell.device)
+    return Runtime(
+        device=device,
+        seed=cell.seed,
+        mixed_precision=_bfloat16_pays(device),
+        progress=_Teller(cell.name),
+        checkpoints=checkpoints,
+    )
+
+
+def _bfloat16_pays(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; where it does not, it is slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class _Teller:
+    """Logs progress now and then."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.last = name, time.monotonic()
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        if time.monotonic() - self.last >= _SAY_EVERY_S:
+            self.last = time.monotonic()
+            logger.info("%s: %s, %d of %d", self.name, what, done, of)

@@ -1,0 +1,110 @@
+"""Compute a FeatureSpec once for a category; every method, seed and night that asks for it reads the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import zarr
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from zarr.codecs import ZstdCodec
+
+from al_models.errors import InvalidInput
+from al_models.parts.weights import weights_fingerprint
+from al_models.types import FeatureSpec
+from storage.store import Draft, Store
+from tasks.compute import device_of
+from tasks.handles import Validated
+from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.stored import StoredSource, accepted_samples
+
+CHUNK = 16
+SHARD = 64
+"""Images written at once, so that parallel or cut writers never share a shard."""
+FLOAT16_MAX = 65504.0
+
+
+@task(
+    name="extract",
+    task_run_name="extract {spec.backbone} {validated.prepared.category.dataset}/{validated.prepared.category.category}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def extract(validated: Validated, spec: FeatureSpec, device: str = "auto") -> str:
+    """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) a layer, a row an accepted image."""
+    store = Store(validated.category.store)
+    key = step_key(
+        "features",
+        validated.category.dataset,
+        validated.category.category,
+        data=validated.fingerprint,
+        images=validated.prepared.images,
+        spec=asdict(spec) | {"weights": weights_fingerprint(spec)},
+        code=code_fingerprint("tasks.extract"),
+    )
+    run_step(store, key, partial(_extract, store, validated, spec, device))
+    return key
+
+
+def _extract(store: Store, validated: Validated, spec: FeatureSpec, device: str, draft: Draft) -> dict[str, Any]:
+    from al_models.parts.backbone import cached_backbone  # timm takes seconds to import; a reused output needs none
+
+    backbone = cached_backbone(spec, device_of(device))
+    ids = [sample.id for sample in accepted_samples(validated)]
+    source = StoredSource(validated, ids, spec=None, features=None, images=True, batch_size=CHUNK)
+    arrays: dict[int, zarr.Array[Any]] = {}
+    with ThreadPoolExecutor(1) as writer:  # compressing and writing release the interpreter's lock
+        writing: list[Future[None]] = []
+        for start, layers in _shards(backbone, source):
+            for layer, values in layers.items():
+                if layer not in arrays:
+                    arrays[layer] = _create(store, f"{draft.folder}/layer{layer}", (len(ids), *values.shape[1:]))
+            for done in writing:
+                done.result()  # one shard in flight: memory stays bounded, and a failed write is heard of
+            writing = [writer.submit(_write, arrays[layer], start, values) for layer, values in layers.items()]
+        for done in writing:
+            done.result()
+    shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
+    return {"ids": ids, "shapes": shapes, "spec": asdict(spec), "device": str(backbone.device)}
+
+
+def _shards(backbone: Any, source: StoredSource) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
+    """(first row, layer -> float16 (m, c, h, w)) for each shard of images."""
+    parts: dict[int, list[np.ndarray]] = {}
+    start = done = 0
+    for batch in source:
+        for layer, values in backbone(batch.images).items():
+            half = values.half().cpu().numpy()
+            if not np.isfinite(half).all():
+                raise InvalidInput(
+                    f"layer {layer} of {backbone.spec.backbone} has values beyond ±{FLOAT16_MAX:.0f} or not finite, "
+                    "which half precision cannot hold; choose another layer or backbone"
+                )
+            parts.setdefault(layer, []).append(half)
+        done += len(batch)
+        if done - start == SHARD or done == len(source):
+            yield start, {layer: np.concatenate(values) for layer, values in parts.items()}
+            parts, start = {}, done
+
+
+def _create(store: Store, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
+    return zarr.create_array(
+        store=store.zarr_store(key),
+        shape=shape,
+        chunks=(CHUNK, *shape[1:]),
+        shards=(SHARD, *shape[1:]),
+        dtype="float16",
+        compressors=ZstdCodec(level=1),
+        fill_value=float("nan"),
+    )
+
+
+def _write(array: zarr.Array[Any], start: int, values: np.ndarray) -> None:
+    array[start : start + len(values)] = values

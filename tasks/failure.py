@@ -1,0 +1,37 @@
+"""Keep a cell that failed as a record with its reason: the others go on, and the report shows it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from storage.records import RunRecord, write_record
+from storage.store import Store
+from tasks.handles import Cell
+
+
+def record_failure(store_url: str, cell: Cell, step: str, error: BaseException) -> RunRecord:
+    """Write and return the failed record; the reason is `<step>: <message>`."""
+    message = str(error).strip() or type(error).__name__
+    record = RunRecord(
+        dataset=cell.dataset,
+        category=cell.category,
+        method=cell.method,
+        params=_params(cell),
+        seed=cell.seed,
+        cell=cell.id,
+        status="failed",
+        reason=f"{step}: {message}",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_record(Store(store_url), record)
+    return record
+
+
+def _params(cell: Cell) -> dict[str, object]:
+    """All of them where the detector can be made, else those that were given."""
+    from tasks.compute import detector_of
+
+    try:
+        return detector_of(cell).params()
+    except Exception:
+        return dict(cell.params)

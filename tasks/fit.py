@@ -1,0 +1,90 @@
+"""Fit a cell's detector on good training images only."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from al_models.detector import Detector
+from storage.errors import Damaged
+from storage.store import Draft, Store
+from tasks.compute import detector_of, runtime_of
+from tasks.handles import Cell, Validated
+from tasks.split import fit_and_calibration
+from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples
+
+
+@task(
+    name="fit",
+    task_run_name="fit {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def fit(cell: Cell, validated: Validated, features: str | None) -> str:
+    """Key of the model: `state.safetensors` (plain arrays) and, in the manifest, what it learned from."""
+    store = Store(validated.category.store)
+    detector = detector_of(cell)
+    key = step_key(
+        "models",
+        cell.dataset,
+        cell.category,
+        method=cell.method,
+        params=detector.params(),
+        seed=cell.seed,
+        data=validated.fingerprint,
+        inputs=features or validated.prepared.images,
+        code=method_code("tasks.fit", detector),
+    )
+    run_step(store, key, partial(_fit, store, cell, validated, features, detector))
+    return key
+
+
+def method_code(step: str, detector: Detector) -> str:
+    """Name of the code that makes a step's output with this detector."""
+    return code_fingerprint(step, "tasks.split", type(detector).__module__)
+
+
+def source_for(
+    detector: Detector, validated: Validated, features: str | None, ids: list[str], batch_size: int = 16
+) -> StoredSource:
+    """What this detector reads of these images."""
+    return StoredSource(
+        validated,
+        ids,
+        spec=detector.feature_spec(),
+        features=features,
+        images=detector.traits.needs_images,
+        batch_size=batch_size,
+    )
+
+
+def load_model(store: Store, key: str, cell: Cell) -> Detector:
+    """The fitted detector. Raises Damaged when its state is not what was written."""
+    model = store.get(key)
+    try:
+        state = safetensors.numpy.load(store.read_bytes(f"{model.folder}/state.safetensors"))
+        return detector_of(cell).load_state(state)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise Damaged(f"the model {key} cannot be read ({error}); delete its folder and fit again") from error
+
+
+def _fit(
+    store: Store, cell: Cell, validated: Validated, features: str | None, detector: Detector, draft: Draft
+) -> dict[str, Any]:
+    ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed)
+    checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
+    detector.fit(source_for(detector, validated, features, ids, batch_size=32), runtime_of(cell, checkpoints))
+    state = {name: np.ascontiguousarray(value) for name, value in detector.state().items()}
+    store.write_bytes(f"{draft.folder}/state.safetensors", safetensors.numpy.save(state))
+    store.write_bytes(f"{draft.folder}/params.json", json.dumps(detector.params(), indent=1).encode())
+    checkpoints.forget()
+    return {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}

@@ -1,0 +1,25 @@
+"""Which good images a detector learns from, and which are held out to calibrate it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from storage.samples import Sample
+
+HELD_OUT = 0.1
+
+
+def fit_and_calibration(samples: Sequence[Sample], seed: int) -> tuple[list[str], list[str]]:
+    """Ids to fit on and ids to calibrate on: disjoint, good, never of the test split.
+
+    The data set's own validation split calibrates where it has one; else 10 % of the training images, at least one,
+    drawn by hash: the draw of an image does not depend on the others, so a new night's images move none.
+    """
+    train = [sample.id for sample in samples if sample.split == "train"]
+    own = [sample.id for sample in samples if sample.split == "validation" and sample.label == "good"]
+    if own:
+        return train, own
+    ranked = sorted(train, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    held_out = set(ranked[: max(1, round(HELD_OUT * len(train)))])
+    return [name for name in train if name not in held_out], [name for name in train if name in held_out]
