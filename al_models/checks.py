@@ -104,22 +104,393 @@ def check_detector(detector: str | type[Detector]) -> None:
 def constructing_learns_nothing(make: Make, images: CheckImages) -> None:
     """A new detector holds its fields, with the values given, and nothing else."""
     detector = make()
-    names = {field.name for field in fields(detector)}
-    extra = sorted(set(vars(detector)) - names)
+    extra = sorted(set(vars(detector)) - {field.name for field in fields(detector)})
     assert not extra, f"construction set {extra}, which are no fields; set them in fit, ending in '_'"
-    for name, value in {"image_size": SIZE, **detector.quick}.items():
-        assert getattr(detector, name) == value, f"{name}={value!r} was stored as {getattr(detector, name)!r}"
+    for name, value in detector.quick.items():
+        found = getattr(detector, name)
+        assert found == value, f"{name}={value!r} was stored as {found!r}; convert it in fit"
 
 
 def fields_have_defaults_and_no_kwargs(make: Make, images: CheckImages) -> None:
-    """The constructor takes keywords only, each with an immutable default; a misspelt one cannot pass."""
+    """The constructor takes keywords only, each with an immutable default, so that a misspelt one cannot pass."""
     cls = type(make())
-    assert is_dataclass(cls), f"{cls.__name__} is no dataclass"
-    assert "__init__" not in vars(cls) or cls.__init__.__qualname__.endswith("__create_fn__.<locals>.__init__") or (
-        "__dataclass_fields__" in vars(cls)
-    ), f"{cls.__name__} is not decorated as a dataclass"
+    assert "__dataclass_fields__" in vars(cls), f"{cls.__name__} lacks @dataclass(kw_only=True): its fields are ignored"
     for field in fields(cls):
-        assert field.default is not MISSING, f"{field.name} has no default; give the paper's"
+        assert field.default is not MISSING, f"{field.name} has no plain default; give the paper's value"
         hash(field.default)  # a mutable default would be shared between detectors
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, f"{parameter} is not keyword-only"
+
+
+def parameters_round_trip(make: Make, images: CheckImages) -> None:
+    """`params()` survives JSON, and makes an equal detector."""
+    detector = make()
+    text = json.dumps(detector.params(), allow_nan=False)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    again = type(detector)(**values)
+    assert again == detector, f"{detector} became {again} by way of its params()"
+
+
+# --- fit and what it learns ---
+
+
+def fit_returns_self(make: Make, images: CheckImages) -> None:
+    """`fit` gives the detector back and leaves its parameters alone."""
+    detector = make()
+    before = detector.params()
+    assert detector.fit(_source(detector, images.train)) is detector, "fit returned something other than self"
+    assert detector.params() == before, f"fit changed the parameters {before} to {detector.params()}"
+
+
+def learned_attributes_end_in_underscore(make: Make, images: CheckImages) -> None:
+    """What fit sets ends in `_`, and there is some."""
+    detector = _fitted(make, images)
+    new = set(vars(detector)) - {field.name for field in fields(detector)}
+    assert detector.state_names(), "fit set no attribute that ends in '_'"
+    assert new == set(detector.state_names()), f"fit set {sorted(new - set(detector.state_names()))}; end them in '_'"
+
+
+def fit_does_not_change_its_input(make: Make, images: CheckImages) -> None:
+    """Neither fit nor predict writes to the images or features they are given."""
+    detector = make()
+    train, test = _source(detector, images.train), _source(detector, images.test)
+    before = copy.deepcopy((train.tensors, test.tensors))
+    detector.fit(train).predict(test)
+    for old, new in zip(before, (train.tensors, test.tensors), strict=True):
+        for name, value in old.items():
+            assert torch.equal(value, new[name]), f"the {name} given were written to"
+
+
+def fitting_again_forgets(make: Make, images: CheckImages) -> None:
+    """A second fit gives what a first one gives: nothing of the one before stays."""
+    once = _fitted(make, images)
+    twice = make()
+    twice.fit(_source(twice, images.good)).fit(_source(twice, images.train))
+    assert once.state_names() == twice.state_names()
+    if once.traits.deterministic:
+        _assert_same(_predict(once, images.test), _predict(twice, images.test), "after a second fit")
+
+
+def fitting_nothing_is_a_clear_error(make: Make, images: CheckImages) -> None:
+    """No image to learn from raises InvalidInput."""
+    with _raises(InvalidInput, "fit without an image"):
+        make().fit(images.train[:0])
+
+
+def one_training_image_is_enough_or_a_clear_error(make: Make, images: CheckImages) -> None:
+    """One image is learned from, or refused with a ModelsError."""
+    with _clear_error_allowed():
+        detector = make()
+        _assert_stated(detector.fit(_source(detector, images.train[:1])), images.test)
+
+
+def constant_images_do_not_crash_or_give_a_clear_error(make: Make, images: CheckImages) -> None:
+    """Images without any contrast are worked on, or refused with a ModelsError."""
+    with _clear_error_allowed():
+        detector = make()
+        flat = np.full_like(images.train, 128)
+        _assert_stated(detector.fit(_source(detector, flat)), np.concatenate([flat[:1], images.test]))
+
+
+# --- state ---
+
+
+def state_is_plain_arrays(make: Make, images: CheckImages) -> None:
+    """`state()` is a dict of numeric numpy arrays named after learned attributes (`bank_`, or `network_.conv.weight`)."""
+    detector = _fitted(make, images)
+    for name, value in detector.state().items():
+        assert isinstance(value, np.ndarray), f"{name} is a {type(value).__name__}"
+        assert value.dtype.kind in "biuf", f"{name} is of dtype {value.dtype}, which no plain file holds"
+        assert value.flags.c_contiguous, f"{name} is not C-contiguous; safetensors would shuffle it without a word"
+        assert name.partition(".")[0] in detector.state_names(), f"{name} is not named after a learned attribute"
+
+
+def state_round_trip_gives_equal_predictions(make: Make, images: CheckImages) -> None:
+    """A fresh detector with the state, by way of safetensors bytes, predicts the same bits and has the same state."""
+    fitted = _fitted(make, images)
+    state = fitted.state()
+    loaded = make().load_state(safetensors.numpy.load(safetensors.numpy.save(state)))
+    _assert_same(_predict(fitted, images.test), _predict(loaded, images.test), "after a state round trip")
+    again = loaded.state()
+    assert again.keys() == state.keys(), f"the state's names changed: {sorted(again.keys() ^ state.keys())}"
+    assert all(np.array_equal(value, again[name]) for name, value in state.items()), "the state's values changed"
+
+
+def pickles_and_deep_copies_predict_the_same(make: Make, images: CheckImages) -> None:
+    """A fitted detector crosses a process border, and a copy of it is whole."""
+    fitted = _fitted(make, images)
+    expected = _predict(fitted, images.test)
+    _assert_same(expected, _predict(pickle.loads(pickle.dumps(fitted)), images.test), "after pickling")
+    _assert_same(expected, _predict(copy.deepcopy(fitted), images.test), "after a deep copy")
+
+
+def predict_before_fit_raises_not_fitted(make: Make, images: CheckImages) -> None:
+    """`predict` and `state` raise NotFitted before anything was learned."""
+    with _raises(NotFitted, "predict before fit"):
+        make().predict(images.good)
+    with _raises(NotFitted, "state before fit"):
+        make().state()
+
+
+def predicting_nothing_is_a_clear_error(make: Make, images: CheckImages) -> None:
+    """No image to judge raises InvalidInput."""
+    fitted = _fitted(make, images)
+    with _raises(InvalidInput, "predict without an image"):
+        fitted.predict(images.test[:0])
+
+
+def predict_changes_nothing_learned(make: Make, images: CheckImages) -> None:
+    """Predicting leaves the state as it was, so that it may be saved before or after."""
+    fitted = _fitted(make, images)
+    before = copy.deepcopy(fitted.state())
+    _predict(fitted, images.test)
+    after = fitted.state()
+    assert before.keys() == after.keys(), f"predict added or removed {sorted(before.keys() ^ after.keys())}"
+    changed = [name for name, value in before.items() if not np.array_equal(value, after[name])]
+    assert not changed, f"predict changed {changed}"
+
+
+# --- predictions ---
+
+
+def maps_and_scores_have_the_stated_shape_and_type(make: Make, images: CheckImages) -> None:
+    """Maps are float32 (n, size, size), scores float32 (n,), all finite and within float16's range."""
+    _assert_stated(_fitted(make, images), images.test)
+
+
+def prediction_ids_match(make: Make, images: CheckImages) -> None:
+    """Each prediction carries the id of its image, in the order given, over batches."""
+    fitted = _fitted(make, images)
+    source = _source(fitted, images.test, batch_size=2)
+    found = fitted.predict(source).ids
+    assert found == source.ids, f"predicted for {found}, given {source.ids}"
+
+
+def arrays_predict_as_a_source_does(make: Make, images: CheckImages) -> None:
+    """Plain arrays give what a source gives, up to the half precision that features are stored in."""
+    fitted = _fitted(make, images)
+    found = fitted.predict(images.test)
+    assert len(found.ids) == len(images.test), f"{len(images.test)} images gave {len(found.ids)} predictions"
+    _assert_close(_predict(fitted, images.test), found, "for arrays instead of a source", tolerance=0.02)
+
+
+def higher_is_more_anomalous(make: Make, images: CheckImages) -> None:
+    """A pasted square of noise stands out in the map, and in the score over the median good image."""
+    fitted = _fitted(make, images)
+    good, bad = _predict(fitted, images.good), _predict(fitted, images.anomalous)
+    for row, (values, mask, score) in enumerate(zip(bad.maps, images.masks, bad.scores, strict=True)):
+        inside, outside = float(values[mask].mean()), float(values[~mask].mean())
+        assert inside > outside, f"anomalous image {row}: the map is {inside:.4g} on the defect, {outside:.4g} elsewhere"
+        median = float(np.median(good.scores))
+        assert score > median, f"anomalous image {row} scores {score:.4g}, the median good image {median:.4g}"
+
+
+def batch_size_changes_nothing(make: Make, images: CheckImages) -> None:
+    """Images read one by one, or all at once, give the same in fit and in predict, up to rounding."""
+    whole, single = make(), make()
+    whole.fit(_source(whole, images.train))
+    single.fit(_source(single, images.train, batch_size=1))
+    expected = _predict(whole, images.test)
+    _assert_close(expected, whole.predict(_source(whole, images.test, batch_size=1)), "predicted one by one")
+    if whole.traits.deterministic:
+        _assert_close(expected, _predict(single, images.test), "fitted one by one")
+
+
+def order_of_images_changes_nothing_in_predict(make: Make, images: CheckImages) -> None:
+    """An image's prediction does not depend on its neighbours."""
+    fitted = _fitted(make, images)
+    forwards, backwards = _predict(fitted, images.test), _predict(fitted, images.test[::-1])
+    turned = Prediction(backwards.ids[::-1], backwards.maps[::-1], backwards.scores[::-1])
+    _assert_close(forwards, turned, "in reverse order")
+
+
+# --- randomness ---
+
+
+def equal_seed_equal_result(make: Make, images: CheckImages) -> None:
+    """The runtime's seed alone decides: equal seeds give equal bits whatever the global generators were left at."""
+    if not make().traits.deterministic:
+        return
+    results = []
+    for elsewhere in (1, 2):
+        with _global_generators_at(elsewhere):
+            results.append(_predict(_fitted(make, images, Runtime(seed=5)), images.test, Runtime(seed=5)))
+    _assert_same(*results, "with the same seed")
+
+
+def other_runs_leave_the_global_random_state_untouched(make: Make, images: CheckImages) -> None:
+    """Fit and predict neither seed nor draw from the generators of torch, numpy and random."""
+    with _global_generators_at(3):
+        before = _global_state()
+        _predict(_fitted(make, images), images.test)
+        assert before == _global_state(), "a global generator was moved; draw from one seeded with runtime.seed"
+
+
+# --- traits ---
+
+
+def traits_are_true(make: Make, images: CheckImages) -> None:
+    """What is said to be read is read, training is said, and a user of synthetic defects says so."""
+    detector = make()
+    with _counted_optimiser_steps() as steps:
+        detector.fit(_source(detector, images.train))  # this source gives images only where the traits ask for them
+    assert bool(steps) == detector.traits.trains, f"{len(steps)} optimiser steps, but traits.trains={detector.traits.trains}"
+    if detector.traits.needs_images:
+        assert _fails_without(make, images, "images"), "traits.needs_images, but fit and predict do without images"
+    if detector.feature_spec() is not None:
+        assert _fails_without(make, images, "features"), "a feature_spec, but fit and predict do without features"
+    imported = {getattr(value, "__module__", None) for value in vars(sys.modules[type(detector).__module__]).values()}
+    if "al_models.parts.defects" in imported:
+        assert detector.traits.uses_synthetic_defects, "imports al_models.parts.defects, but the trait denies it"
+
+
+CHECKS: list[Check] = [
+    constructing_learns_nothing,
+    fields_have_defaults_and_no_kwargs,
+    parameters_round_trip,
+    fit_returns_self,
+    learned_attributes_end_in_underscore,
+    fit_does_not_change_its_input,
+    fitting_again_forgets,
+    fitting_nothing_is_a_clear_error,
+    one_training_image_is_enough_or_a_clear_error,
+    constant_images_do_not_crash_or_give_a_clear_error,
+    state_is_plain_arrays,
+    state_round_trip_gives_equal_predictions,
+    pickles_and_deep_copies_predict_the_same,
+    predict_before_fit_raises_not_fitted,
+    predicting_nothing_is_a_clear_error,
+    predict_changes_nothing_learned,
+    maps_and_scores_have_the_stated_shape_and_type,
+    prediction_ids_match,
+    arrays_predict_as_a_source_does,
+    higher_is_more_anomalous,
+    batch_size_changes_nothing,
+    order_of_images_changes_nothing_in_predict,
+    equal_seed_equal_result,
+    other_runs_leave_the_global_random_state_untouched,
+    traits_are_true,
+]
+"""Every check, in the order a new method is best mended in."""
+
+
+# --- what the checks share ---
+
+
+class StatedSource(ImageSource):
+    """Hands out what a detector's traits and feature spec ask for, features in half precision, and nothing else."""
+
+    def __init__(self, detector: Detector, images: np.ndarray, batch_size: int = 16, without: str = "") -> None:
+        """Compute the features of uint8 (n, h, w, 3); `without` is "images" or "features" to withhold them."""
+        whole = MemorySource(images, detector, Runtime())
+        batch = whole.read(range(len(whole)))
+        self.ids, self.batch_size, self.layers = whole.ids, batch_size, tuple(batch.features)
+        self.tensors: dict[str | int, torch.Tensor] = {}
+        if detector.traits.needs_images and without != "images":
+            self.tensors["images"] = batch.images
+        if without != "features":
+            self.tensors |= {layer: value.half().clone() for layer, value in batch.features.items()}
+
+    def read(self, rows: Sequence[int]) -> ImageBatch:
+        """The images and features of these rows."""
+        rows = list(rows)
+        part = {name: value if rows == list(range(len(self))) else value[rows] for name, value in self.tensors.items()}
+        return ImageBatch(tuple(self.ids[row] for row in rows), part.pop("images", None), part)
+
+
+def _source(detector: Detector, images: np.ndarray, batch_size: int = 16, without: str = "") -> StatedSource:
+    return StatedSource(detector, images, batch_size, without)
+
+
+def _fitted(make: Make, images: CheckImages, runtime: Runtime = Runtime()) -> Detector:  # noqa: B008 (frozen)
+    detector = make()
+    return detector.fit(_source(detector, images.train), runtime)
+
+
+def _predict(detector: Detector, images: np.ndarray, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008 (frozen)
+    return detector.predict(_source(detector, images), runtime)
+
+
+def _assert_stated(detector: Detector, images: np.ndarray) -> None:
+    found = _predict(detector, images)
+    n, size = len(images), detector.image_size
+    assert isinstance(found, Prediction), f"predict gave a {type(found).__name__}"
+    for what, values, shape in (("maps", found.maps, (n, size, size)), ("scores", found.scores, (n,))):
+        assert isinstance(values, np.ndarray), f"{what} are a {type(values).__name__}"
+        assert values.dtype == np.float32, f"{what} are {values.dtype}, not float32"
+        assert values.shape == shape, f"{what} are of shape {values.shape}, not {shape}"
+        assert np.isfinite(values).all(), f"{what} are not all finite"
+        assert np.abs(values).max() <= FLOAT16_MAX, f"{what} reach {np.abs(values).max():.4g}, beyond float16"
+
+
+def _assert_same(a: Prediction, b: Prediction, when: str) -> None:
+    for what, x, y in (("maps", a.maps, b.maps), ("scores", a.scores, b.scores)):
+        assert np.array_equal(x, y), f"{what} differ by up to {np.abs(x - y).max():.3g} {when}"
+
+
+def _assert_close(a: Prediction, b: Prediction, when: str, tolerance: float = TOLERANCE) -> None:
+    for what, x, y in (("maps", a.maps, b.maps), ("scores", a.scores, b.scores)):
+        apart = np.abs(x - y).max() / max(np.abs(x).max(), 1e-12)
+        assert apart <= tolerance, f"{what} differ by {apart:.3g} of their largest value {when}; {tolerance} is allowed"
+
+
+@contextmanager
+def _raises(expected: type[Exception], what: str) -> Iterator[None]:
+    try:
+        yield
+    except expected as error:
+        assert str(error), f"{what} raised {expected.__name__} without a message"
+    else:
+        raise AssertionError(f"{what} raised nothing; {expected.__name__} was expected")
+
+
+@contextmanager
+def _clear_error_allowed() -> Iterator[None]:
+    try:
+        yield
+    except ModelsError as error:
+        assert len(str(error)) > 20, f"the error says too little: {error!r}"
+
+
+def _fails_without(make: Make, images: CheckImages, what: str) -> bool:
+    detector = make()
+    try:
+        detector.fit(_source(detector, images.train, without=what))
+        detector.predict(_source(detector, images.test, without=what))
+    except Exception:
+        return True
+    return False
+
+
+@contextmanager
+def _counted_optimiser_steps() -> Iterator[list[None]]:
+    steps: list[None] = []
+    hook = register_optimizer_step_post_hook(lambda optimiser, inputs, options: steps.append(None))
+    try:
+        yield steps
+    finally:
+        hook.remove()
+
+
+def _global_state() -> tuple[bytes, str, object]:
+    return torch.get_rng_state().numpy().tobytes(), str(np.random.get_state(legacy=False)), random.getstate()
+
+
+@contextmanager
+def _global_generators_at(seed: int) -> Iterator[None]:
+    """The generators of torch, numpy and random as this seed leaves them; as they were before, afterwards."""
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+    np.random.set_state(before[0])
+    random.setstate(before[1])
+
+
+def _texture(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Clouds of a few pixels on a warm gray: uint8 (n, size, size, 3)."""
+    clouds = gaussian_filter(rng.standard_normal((n, size, size)), sigma=(0, 2, 2), mode="wrap")
+    gray = 128 + 8 * clouds / clouds.std()
+    return np.clip(gray[..., None] + np.array([8.0, 0.0, -8.0]), 0, 255).astype(np.uint8)

@@ -53,7 +53,10 @@ class Detector(ABC):
 
     def predict(self, images: Images | ImageSource | ImageBatch, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008
         """Maps float32 [n, h, w] and scores float32 [n]; higher is more anomalous."""
-        return Prediction.concatenate(list(self.predict_batches(images, runtime)))
+        parts = list(self.predict_batches(images, runtime))
+        if not parts:
+            raise InvalidInput(f"{type(self).__name__}.predict was given no image; it needs at least one")
+        return Prediction.concatenate(parts)
 
     def predict_batches(
         self, images: Images | ImageSource | ImageBatch, runtime: Runtime = Runtime()  # noqa: B008 (frozen)
@@ -111,4 +114,5 @@ class Detector(ABC):
 
 
 def _plain(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    # Row by row in memory: safetensors writes the bytes as they lie, and would silently shuffle any other layout.
+    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value, order="C")

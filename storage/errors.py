@@ -26,5 +26,9 @@ class NotInStore(StorageError, FileNotFoundError):
         return str(self.args[0])
 
 
+class NotStorable(StorageError, ValueError):
+    """A value that JSON cannot hold, such as NaN."""
+
+
 class Damaged(StorageError, RuntimeError):
     """Stored bytes that do not match their checksum or schema."""

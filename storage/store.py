@@ -7,8 +7,11 @@ writer of the same key does no harm; and what a killed process leaves is never r
 
 from __future__ import annotations
 
+import glob
 import json
+import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,10 +23,12 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import Damaged, NotInStore, StoreTooNew
+from storage.errors import Damaged, NotInStore, NotStorable, StoreTooNew
 
 FORMAT = 1
 ABANDONED_AFTER_S = 24 * 3600
+_DRAFT_NAME = re.compile(r"(\d+)-[0-9a-f]{8}")  # when it was begun, in seconds, and who
+_FIX_VALUE = "give finite numbers, texts, lists and dicts, and leave out what has no meaning"
 _FIX_NEWER = "update the program, or give another store"
 
 
@@ -62,13 +67,24 @@ class Store:
     options: dict[str, Any] = field(default_factory=dict)
     """Passed to fsspec (endpoint, credentials). Credentials are better given by the environment."""
 
+    def __post_init__(self) -> None:
+        """A relative folder becomes absolute here: a worker that gets the URL has its own working directory."""
+        if "://" not in self.url:
+            object.__setattr__(self, "url", os.path.abspath(os.path.expanduser(self.url)))
+
+    @property
+    def _fs_options(self) -> dict[str, Any]:
+        """What other processes' writes demand: remembered listings would hide them, ranged reads would mix them."""
+        one_request = {"max_concurrency": 1} if self.url.startswith(("s3://", "s3a://")) else {}
+        return {"use_listings_cache": False, **one_request, **self.options}
+
     @property
     def _fs(self) -> Any:
-        return fsspec.core.url_to_fs(self.url, **self.options)[0]
+        return fsspec.core.url_to_fs(self.url, **self._fs_options)[0]
 
     @property
     def _root(self) -> str:
-        return str(fsspec.core.url_to_fs(self.url, **self.options)[1]).rstrip("/")
+        return str(fsspec.core.url_to_fs(self.url, **self._fs_options)[1]).rstrip("/")
 
     @property
     def is_local(self) -> bool:
@@ -76,26 +92,27 @@ class Store:
         return isinstance(self._fs, LocalFileSystem)
 
     def path(self, key: str) -> str:
-        """The file system's own path of a key. Raises NotInStore for one that leaves the store."""
-        if key.startswith("/") or ".." in key.split("/"):
-            raise NotInStore(f"{key!r} is not a key: keys are relative and hold no '..'")
+        """The file system's own path of a key; of the store itself for "". Raises NotInStore for one that leaves it."""
+        if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise NotInStore(f"{key!r} is not a key; a key is names joined by '/', none of them empty, '.' or '..'")
         return f"{self._root}/{key}"
 
     def check_format(self) -> None:
         """Mark a new store with our format; raise StoreTooNew for one that a newer version wrote."""
         try:
-            found = self.read_json("store.json").get("format")
+            mark = self.read_json("store.json")
         except NotInStore:
             self.write_json("store.json", {"format": FORMAT})
             return
+        found = mark.get("format") if isinstance(mark, dict) else mark
         if not isinstance(found, int) or found > FORMAT:
-            raise StoreTooNew(f"{self.url} is a store of format {found}, this version reads up to {FORMAT}; {_FIX_NEWER}")
+            raise StoreTooNew(f"{self.url} has format {found}, this version reads up to {FORMAT}; {_FIX_NEWER}")
 
     def read_bytes(self, key: str) -> bytes:
         """Raises NotInStore."""
         try:
             return bytes(self._fs.cat_file(self.path(key)))
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotInStore(f"{key} is not in {self.url}") from error
 
     def write_bytes(self, key: str, data: bytes) -> None:
@@ -121,16 +138,20 @@ class Store:
         """Raises NotInStore, or Damaged when the bytes are not JSON."""
         try:
             return json.loads(self.read_bytes(key))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not even text
             raise Damaged(f"{key} in {self.url} is not JSON ({error}); delete it and run again") from error
 
     def write_json(self, key: str, value: Any) -> None:
-        """Replace the key's value, whole or not at all."""
-        self.write_bytes(key, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+        """Replace the key's value, whole or not at all. Raises NotStorable for a value that JSON cannot hold."""
+        try:
+            data = json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            problem = _not_finite(value) or str(error)
+            raise NotStorable(f"{key} cannot be written: {problem}; {_FIX_VALUE}") from error
+        self.write_bytes(key, data)
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix, sorted; files being written are not among them."""
-        self._fs.invalidate_cache()
         root = self._root
         try:
             found = self._fs.find(self.path(prefix))
@@ -140,16 +161,21 @@ class Store:
 
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix; nothing there is no error."""
+        path = self.path(prefix)
         with suppress(FileNotFoundError):
-            self._fs.rm(self.path(prefix), recursive=True)
+            # All but the local file system take `*`, `?` and `[` for a pattern and would remove others' outputs.
+            self._fs.rm(path if self.is_local else glob.escape(path), recursive=True)
 
     def find(self, key: str) -> Artifact | None:
-        """The finished output under this key, or None."""
+        """The finished output under this key, or None. Raises Damaged for a manifest that is none."""
         try:
             manifest = self.read_json(f"{key}/manifest.json")
         except NotInStore:
             return None
-        return Artifact(key, manifest["folder"], manifest["meta"])
+        try:
+            return Artifact(key, manifest["folder"], manifest["meta"])
+        except (KeyError, TypeError) as error:
+            raise Damaged(f"{key}/manifest.json in {self.url} is no manifest; delete it and run again") from error
 
     def get(self, key: str) -> Artifact:
         """The finished output under this key. Raises NotInStore."""
@@ -167,7 +193,7 @@ class Store:
             yield draft
         finally:
             if draft.committed is None:
-                with suppress(OSError):
+                with suppress(Exception):  # an unreachable store must not hide why the block ended
                     self.delete(draft.folder)
 
     def zarr_store(self, key: str) -> Any:
@@ -177,18 +203,24 @@ class Store:
         if self.is_local:
             return LocalStore(Path(self.path(key)))
         protocol = self.url.split("://")[0]
-        return FsspecStore.from_url(f"{protocol}://{self.path(key).lstrip('/')}", storage_options=dict(self.options))
+        return FsspecStore.from_url(f"{protocol}://{self.path(key).lstrip('/')}", storage_options=self._fs_options)
 
     def _sweep(self, key: str) -> None:
-        """Remove what writers that died a day ago left under a key."""
-        self._fs.invalidate_cache()
-        try:
-            names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(self.path(key), detail=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        kept = self.find(key)
-        for name in names:
-            started, _, rest = name.partition("-")
-            old = rest and started.isdigit() and time.time() - int(started) > ABANDONED_AFTER_S
-            if old and (kept is None or kept.folder != f"{key}/{name}"):
-                self.delete(f"{key}/{name}")
+        """Remove what writers that died a day ago left under a key; what cannot be removed harms nobody."""
+        with suppress(OSError):
+            kept = self.find(key)
+            for path in self._fs.ls(self.path(key), detail=False):
+                folder = f"{key}/{str(path).rstrip('/').rsplit('/', 1)[-1]}"
+                begun = _DRAFT_NAME.fullmatch(folder.rsplit("/", 1)[-1])
+                old = begun is not None and time.time() - int(begun[1]) > ABANDONED_AFTER_S
+                if old and (kept is None or kept.folder != folder):
+                    self.delete(folder)
+
+
+def _not_finite(value: Any, *at: str) -> str | None:
+    """Where the first number lies that JSON has no word for, and what it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{'.'.join(at) or 'the value'} is {value}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (_not_finite(item, *at, str(name)) for name, item in items)
+    return next((problem for problem in found if problem), None)

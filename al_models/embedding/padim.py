@@ -72,7 +72,8 @@ class Padim(Detector):
         """As learned, with the triangular matrices packed: half the bytes."""
         state = super().state()
         rows, columns = np.tril_indices(state["whitening_"].shape[1])
-        return {**state, "whitening_": state["whitening_"][:, rows, columns]}
+        packed = state["whitening_"][:, rows, columns]  # (p, c * (c + 1) / 2), which numpy lays out column first
+        return {**state, "whitening_": np.ascontiguousarray(packed)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> Padim:
         """Take back what `state` gave."""

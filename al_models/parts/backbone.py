@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
+from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
@@ -27,18 +29,20 @@ class Backbone:
         """Build the network and load its weights. Raises UnknownName, InvalidInput or WeightsUnavailable."""
         if not timm.is_model(spec.backbone):
             raise unknown("timm model", spec.backbone, timm.list_models())
-        network = _network(spec)
+        with torch.random.fork_rng(devices=[]):  # the random weights that are replaced at once are nobody's business
+            network = _network(spec)
         self.spec, self.device = spec, torch.device(device)
         self.network = _fold_batch_norms(network, spec.image_size).to(self.device, memory_format=torch.channels_last)
         self.mean, self.std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in _normalisation(spec))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors a detector could not train on
     def __call__(self, images: Tensor) -> dict[int, Tensor]:
         """uint8 (n, h, w, c) with c 1 or 3, at the spec's size -> layer -> float32 (n, c, h, w)."""
         size = self.spec.image_size
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:3] != (size, size):
+        shaped = images.ndim == 4 and images.shape[1:3] == (size, size) and images.shape[3] in (1, 3)
+        if images.dtype != torch.uint8 or not shaped:
             raise InvalidInput(
-                f"the backbone was given {images.dtype} {tuple(images.shape)}; it takes uint8 (n, {size}, {size}, 3): "
+                f"the backbone was given {images.dtype} {tuple(images.shape)}; it takes uint8 (n, {size}, {size}, 3 or 1): "
                 "resize with al_models.parts.images.resize, or ask for another image_size"
             )
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
@@ -66,8 +70,8 @@ def _network(spec: FeatureSpec) -> nn.Module:
         )
     except (IndexError, AssertionError) as error:
         raise InvalidInput(
-            f"{spec.backbone} has no layers {spec.layers} ({error}); a CNN counts its stages from 0, "
-            "a transformer its blocks"
+            f"{spec.backbone} has no layers {spec.layers} at {spec.image_size} px ({error}); a CNN counts its stages "
+            "from 0, a transformer its blocks, and takes an image size that its patches divide"
         ) from error
     except Exception as error:  # the hub's clients each raise their own kind
         if local is not None:
@@ -83,26 +87,39 @@ def _network(spec: FeatureSpec) -> nn.Module:
 
 
 def _size_argument(spec: FeatureSpec) -> dict[str, object]:
-    """Transformers are built for one image size; convolutions take any."""
-    module = timm.model_entrypoint(spec.backbone).__module__
-    return {"img_size": spec.image_size} if "transformer" in module or "vit" in module else {}
+    """Most transformers are built for one image size; convolutions take any, and no such argument."""
+    cfg = timm.get_pretrained_cfg(spec.backbone)
+    return {"img_size": spec.image_size} if cfg and cfg.fixed_input_size else {}
 
 
 def _local_weights(spec: FeatureSpec) -> dict[str, Tensor] | None:
     """The state dict on this machine, or None when timm has to fetch it."""
     if spec.weights is not None:
-        path = weights_file(spec.weights)
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        return loaded.get("state_dict", loaded)
+        return _read_weights(weights_file(spec.weights))
     if spec.backbone != OFFLINE_BACKBONE:
         return None
     loaded = torch.load(offline_weights(), map_location="cpu", weights_only=True)
     names = timm.create_model(OFFLINE_BACKBONE).state_dict().keys()
     return dict(zip(names, loaded.values(), strict=True))  # the same tensors in the same order under other names
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file. Raises InvalidInput for a file that holds none."""
+    try:
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: no code of a file is run
+        tensors = loaded.get("state_dict", loaded)
+        if tensors and all(isinstance(value, Tensor) for value in tensors.values()):
+            return tensors
+        found = "something else"
+    except Exception as error:  # safetensors, pickle and zip each raise their own kinds
+        found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    raise InvalidInput(
+        f"{path} holds no state dict ({found}); save one with torch.save(model.state_dict(), 'x.pth') or "
+        "safetensors.torch.save_file(model.state_dict(), 'x.safetensors')"
+    )
 
 
 def _check_loaded(network: nn.Module, local: dict[str, Tensor] | None, spec: FeatureSpec) -> None:

@@ -27,5 +27,5 @@ def _nearest_block(queries: Tensor, bank: Tensor, norms: Tensor, k: int) -> tupl
     squared = torch.addmm(norms, queries, bank.T, alpha=-2)  # (m, b), short of the queries' own norms
     best, rows = squared.min(1, keepdim=True) if k == 1 else squared.topk(k, dim=1, largest=False)
     # The expansion |q|^2 + |b|^2 - 2qb loses digits when q is close to b: the chosen few are measured afresh.
-    best = (queries[:, None] - bank[rows]).square().sum(2).sqrt_()  # (m, k)
-    return best, rows
+    best, order = (queries[:, None] - bank[rows]).square().sum(2).sqrt_().sort(dim=1)  # (m, k)
+    return best, rows.gather(1, order)

@@ -26,6 +26,9 @@ class MemorySource(ImageSource):
 
     def __init__(self, images: Images, detector: Detector, runtime: Runtime) -> None:
         """Take the images. Raises InvalidInput for anything but uint8 images or paths."""
+        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
+            given = f"an array {images.dtype} {images.shape}" if isinstance(images, np.ndarray) else repr(images)
+            raise InvalidInput(f"{given} was given for images; give uint8 [n, h, w, 3], or a list of arrays or paths")
         self._items = list(images)
         self._spec = detector.feature_spec()
         self._size = self._spec.image_size if self._spec else detector.image_size

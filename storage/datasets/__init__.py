@@ -1,6 +1,6 @@
 """Every data-set layout by name, and what they share: listing without guessing, hashing, staying inside the root.
 
-A layout is one module with one function `list_samples(root, categories, inspect) -> Listing`.
+A layout is one module with one function `list_samples(dataset, root, categories, inspect) -> Listing`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
+    "demo": Dataset(
+        "mvtec_ad",
+        "Textures of scikit-image with synthetic defects",
+        "CC0",
+        "made on the spot by `al demo`",
+    ),
     "folder": Dataset(
         "folder",
         "Your own images",
@@ -82,7 +88,7 @@ def list_samples(
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
     layout = import_module(f"storage.datasets.{DATASETS[dataset].module}")
-    listing: Listing = layout.list_samples(Path(root), categories, None if inspect is None else Path(inspect))
+    listing: Listing = layout.list_samples(dataset, Path(root), categories, None if inspect is None else Path(inspect))
     return listing
 
 

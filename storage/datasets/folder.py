@@ -17,20 +17,20 @@ from storage.samples import Sample
 _LAYOUTS = f"understood are: {LAYOUT}; or a plain folder of good images, with a second folder given as `inspect`"
 
 
-def list_samples(root: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
+def list_samples(dataset: str, root: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
     """The images of a folder. Raises DatasetError, saying which layouts are understood, for a folder in none."""
     root = existing_folder(root, "root")
     if not is_tree(root):
-        return _list_plain(root, categories, inspect)
+        return _list_plain(dataset, root, categories, inspect)
     if inspect is not None:
         raise DatasetError(
             f"{root} has train/good, so its images to judge come from test/, but {str(inspect)!r} was given to inspect"
             f"; leave it out, or give a plain folder of good images as root"
         )
-    return list_tree("folder", root, categories)
+    return list_tree(dataset, root, categories)
 
 
-def _list_plain(good: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
+def _list_plain(dataset: str, good: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
     """One category named after the folder of good images; paths are relative to what both folders have in common."""
     if inspect is None:
         raise DatasetError(f"{good} has no train/good, and no folder to inspect was given; {_LAYOUTS}")
@@ -46,7 +46,7 @@ def _list_plain(good: Path, categories: Sequence[str] | None, inspect: Path | No
         files, left_out = images_in(folder, root, good.name, [path])
         if not files:
             raise DatasetError(f"{folder} holds no image directly in it ({len(left_out)} set aside); {_LAYOUTS}")
-        samples += [Sample("", file, "folder", good.name, split, label, label) for file in files]  # type: ignore[arg-type]
+        samples += [Sample("", file, dataset, good.name, split, label, label) for file in files]  # type: ignore[arg-type]
         aside += left_out
     given = tuple(folder.relative_to(root).as_posix() for folder in (good, inspect))
     samples, unreadable = with_hashes(root, samples)

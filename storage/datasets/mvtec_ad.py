@@ -21,14 +21,14 @@ from storage.samples import Label, Sample, Split
 LAYOUT = "[<category>/]train/good/*, test/<good or defect type>/*, ground_truth/<defect type>/<stem>_mask.png"
 
 
-def list_samples(root: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
+def list_samples(dataset: str, root: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
     """The images of MVTec AD, or of one of its categories. Raises DatasetError for another layout."""
     if inspect is not None:
         raise DatasetError(
-            f"mvtec_ad was given {str(inspect)!r} to inspect, but takes its images to judge from test/; use the data "
+            f"{dataset} was given {str(inspect)!r} to inspect, but takes its images to judge from test/; use the data "
             f"set 'folder' with a plain folder of good images"
         )
-    return list_tree("mvtec_ad", root, categories)
+    return list_tree(dataset, root, categories)
 
 
 def list_tree(dataset: str, root: Path, categories: Sequence[str] | None) -> Listing:

@@ -1,0 +1,21 @@
+"""What `al demo` runs: the main job on data made on the spot, sized for two cores and two minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.runfile import DataSource, MethodRun, RunFile
+
+
+def demo_run(store: str, report: str) -> RunFile:
+    """The demo as an ordinary run; its images are made beside its store."""
+    return RunFile(
+        data=[DataSource(dataset="demo", root=str(Path(store).parent / "data"))],
+        methods=[
+            MethodRun(name="padim"),
+            MethodRun(name="patchcore", params={"coreset_ratio": 0.05}),
+            MethodRun(name="spade", params={"layers": [2, 3], "neighbours": 10}),
+        ],
+        store=store,
+        report=report,
+    )

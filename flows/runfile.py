@@ -1,0 +1,99 @@
+"""What to run, as a file (TOML), as the parameters of the flow (a form in the Prefect UI), as the command's options."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from al_models.errors import unknown
+from al_models.registry import METHODS, create
+
+
+class RunFileError(ValueError):
+    """A run file that cannot be used."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataSource(_Strict):
+    """A data set and where it lies."""
+
+    dataset: str = Field(description="Name of the layout: see `al datasets`")
+    root: str = Field(description="Folder of the data set")
+    categories: list[str] | None = Field(None, description="Some of its categories; all when left out")
+    inspect: str | None = Field(None, description="Folder of images to judge, beside a plain folder of good images")
+
+
+class MethodRun(_Strict):
+    """A method and the parameters that differ from its paper's."""
+
+    name: str = Field(description="Name of the method: see `al methods`")
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunFile(_Strict):
+    """A benchmark: each method on each category with each seed."""
+
+    data: list[DataSource] = Field(min_length=1)
+    methods: list[MethodRun] = Field(default_factory=list, description="All methods when left out")
+    seeds: list[int] = Field(default=[0], min_length=1)
+    store: str = Field("al-store", description="Folder or URL where outputs are kept and found again")
+    report: str = Field("al-report", description="Folder the report is written to")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    runner: Literal["threads", "dask"] | Annotated[str, Field(pattern=r"^(tcp|tls)://")] = Field(
+        "threads", description="threads, dask (local processes) or the address of a Dask scheduler, tcp://..."
+    )
+    workers: int | None = Field(None, ge=1, description="Steps at once (threads) or processes (dask)")
+
+    def asked_methods(self) -> list[MethodRun]:
+        """The methods to run, all of the registry when none is named."""
+        return self.methods or [MethodRun(name=name) for name in METHODS]
+
+    @property
+    def title(self) -> str:
+        """For people, in the UI: what is compared on what."""
+        data = ", ".join(f"{s.dataset}/{'+'.join(s.categories)}" if s.categories else s.dataset for s in self.data)
+        return f"{data}: {', '.join(dict.fromkeys(m.name for m in self.methods)) or 'all methods'}"
+
+    def check(self) -> RunFile:
+        """The same, once every method and option in it exists. Raises UnknownName with the nearest names."""
+        from storage.datasets import DATASETS
+
+        for method in self.asked_methods():
+            create(method.name, **method.params)
+        for source in self.data:
+            if source.dataset not in DATASETS:
+                raise unknown("data set", source.dataset, DATASETS)
+        return self
+
+
+def read_run_file(path: Path) -> RunFile:
+    """The run a TOML file describes; relative folders in it start at the current folder. Raises RunFileError."""
+    try:
+        return RunFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RunFileError(f"{path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RunFileError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise RunFileError(f"{path}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong in words; an unknown key comes with the keys that are known there."""
+    return "; ".join(_explain_one(item) for item in error.errors())
+
+
+def _explain_one(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{where}: {item['msg']} (given: {item['input']!r})"
+    model = {"data": DataSource, "methods": MethodRun}.get(str(item["loc"][0]), RunFile)
+    known = model if len(item["loc"]) > 1 else RunFile
+    return f"{where}: unknown key; known are {', '.join(sorted(known.model_fields))}"

@@ -1,0 +1,181 @@
+"""The local Prefect server: one a user, started when a command needs it, gone when the last command has ended.
+
+Commands register a lease (a file named by their process) and share one server, whose history stays in the user's data
+folder. A keeper process owns the server and stops it when no process with a lease is alive, so that not even a killed
+command leaves a server behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+from platformdirs import user_data_path
+
+PORT = 4200
+_START_WITHIN_S = 120.0
+_LOOK_EVERY_S = 1.0
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a second, forgetful server behind our back
+    "DASK_LOGGING__DISTRIBUTED": "warning",
+}
+"""Set for every process of ours, unless the user has set them."""
+
+
+class ServerError(RuntimeError):
+    """The local server did not start."""
+
+
+def home() -> Path:
+    """Where the history of runs lies: AL_HOME, or the user's data folder."""
+    given = os.environ.get("AL_HOME")
+    folder = Path(given) if given else user_data_path("anomaly-localization", appauthor=False)
+    (folder / "leases").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def connected() -> Iterator[str]:
+    """The API's URL, also in PREFECT_API_URL: that of the environment, else of the local server. Raises ServerError."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        yield given
+        return
+    with _lease():
+        url = start()
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def _lease() -> Iterator[None]:
+    """The server stays while this block runs."""
+    file = home() / "leases" / str(os.getpid())
+    file.write_text(str(psutil.Process().create_time()))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def start(wait: bool = True) -> str:
+    """URL of the local server's API, started if it is not running. Raises ServerError."""
+    with FileLock(home() / "server.lock"):
+        url = _running()
+        if url is None:
+            url = _spawn_keeper()
+    if wait:
+        _wait_for(url)
+    return url
+
+
+def _running() -> str | None:
+    """URL of a server whose keeper is alive."""
+    with suppress(OSError, ValueError, KeyError, psutil.Error):
+        state = json.loads((home() / "server.json").read_text())
+        if psutil.Process(state["keeper"]).create_time() == state["since"]:
+            return str(state["url"])
+    return None
+
+
+def _spawn_keeper() -> str:
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    with (home() / "server.log").open("ab") as log:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C in the terminal ends the command, which ends the lease
+        )
+    since = psutil.Process(keeper.pid).create_time()
+    (home() / "server.json").write_text(json.dumps({"url": url, "keeper": keeper.pid, "since": since}))
+    return url
+
+
+def _free_port() -> int:
+    for port in (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise ServerError("no port is free on 127.0.0.1")
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + _START_WITHIN_S
+    while time.monotonic() < deadline:
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        if _running() is None:
+            raise ServerError(f"the local Prefect server ended while starting; its log is {home() / 'server.log'}")
+        time.sleep(0.1)
+    raise ServerError(
+        f"the local Prefect server did not answer within {_START_WITHIN_S:.0f} s; its log is {home() / 'server.log'}. "
+        "Or set PREFECT_API_URL to a server that runs already"
+    )
+
+
+def keep(port: int) -> None:
+    """Own the server until no process with a lease is alive."""
+    folder = home()
+    environment = os.environ | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        while server.poll() is None and _still_needed(folder):
+            time.sleep(_LOOK_EVERY_S)
+    finally:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+        server.kill()
+
+
+def _still_needed(folder: Path) -> bool:
+    """Whether a process with a lease is alive; if not, no later command will take this server for running."""
+    with FileLock(folder / "server.lock"):
+        alive = [file for file in (folder / "leases").iterdir() if _alive(file)]
+        if not alive:
+            (folder / "server.json").unlink(missing_ok=True)
+        return bool(alive)
+
+
+def _alive(lease: Path) -> bool:
+    with suppress(OSError, ValueError, psutil.Error):
+        if psutil.Process(int(lease.name)).create_time() == float(lease.read_text()):
+            return True
+    lease.unlink(missing_ok=True)
+    return False
+
+
+if __name__ == "__main__":
+    keep(int(sys.argv[1]))
