@@ -11,6 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 
 from flows.runfile import DataSource, RunFile
+from flows.runners import runner_for
 from flows.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
@@ -41,7 +42,7 @@ class Outcome:
     records: list[RunRecord]
 
 
-@flow(name="benchmark", flow_run_name="benchmark {run.title}")
+@flow(name="benchmark", flow_run_name="benchmark {run.title}", task_runner=runner_for("threads"))
 def benchmark(run: RunFile) -> State[Outcome]:
     """Run every cell; a failed cell becomes a record with its reason and stops no other."""
     run.check()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,13 +25,15 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
+_SHOWN = ("image_auroc", "pixel_auroc", "pro", "iou_max")
+"""Metrics of the table in the terminal; the report has all."""
+
 StoreOption = Annotated[str, typer.Option(help="Folder or URL (s3://...) where outputs are kept and found again.")]
 ReportOption = Annotated[str, typer.Option(help="Folder the report is written to.")]
 
 
 def main() -> None:
     """Run the command; what the user can mend is one line, not a traceback. Exit codes: 1 failed, 2 wrong input."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     try:
         app()
     except KeyboardInterrupt:
@@ -167,12 +165,12 @@ def _benchmark(run: RunFile) -> None:
     from flows import server
 
     run.check()
-    with server.connected() as url, _quiet():
-        if run.runner == "threads":
-            errors.print(f"watch at {url.removesuffix('/api')}", style="dim", highlight=False)
-        from flows.benchmark import benchmark as flow
+    with server.connected() as url:
+        from flows.benchmark import benchmark as flow  # seconds of imports, while the server starts
         from flows.runners import runner_for
 
+        server.wait_for(url)
+        errors.print(f"watch at {url.removesuffix('/api')}", style="dim", highlight=False)
         state = flow.with_options(task_runner=runner_for(run.runner, run.workers))(run, return_state=True)
         outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
@@ -186,23 +184,17 @@ def _show(outcome: Outcome) -> None:
     from tasks.report.tables import METRICS, ranking
 
     found = ranking(outcome.records)
-    table = Table("rank", "method", *(METRICS[name] for name in found.metrics), "seconds", "peak MB", box=None)
+    names = [name for name in _SHOWN if name in found.metrics]
+    table = Table("rank", "method", *(METRICS[name] for name in names), "seconds", "peak MB", box=None)
     for row in found.rows:
-        figures = [_percent(row.values[name].mean if name in row.values else None) for name in found.metrics]
+        figures = [_percent(row.values[name].mean if name in row.values else None) for name in names]
         cost = ["–" if value is None else f"{value:.0f}" for value in (row.seconds, row.peak_memory_mb)]
-        table.add_row("–" if row.rank is None else f"{row.rank:g}", row.variant.name, *figures, *cost)
+        table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *figures, *cost)
     console.print(table)
     for record in outcome.records:
         if record.status == "failed":
             errors.print(f"[red]failed:[/red] {record.method} {record.dataset}/{record.category}: {record.reason}")
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Our warnings on the terminal, and nobody's chatter."""
-    logging.getLogger("timm").setLevel(logging.ERROR)
-    yield
 
 
 def _opened(url: str) -> Any:

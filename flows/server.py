@@ -32,6 +32,8 @@ QUIET = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a second, forgetful server behind our back
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,al_models,storage",  # what our steps say is read in the UI,
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # and not between the lines of the terminal's table
     "DASK_LOGGING__DISTRIBUTED": "warning",
 }
 """Set for every process of ours, unless the user has set them."""
@@ -50,8 +52,11 @@ def home() -> Path:
 
 
 @contextmanager
-def connected() -> Iterator[str]:
-    """The API's URL, also in PREFECT_API_URL: that of the environment, else of the local server. Raises ServerError."""
+def connected(port: int = PORT) -> Iterator[str]:
+    """The API's URL, also in PREFECT_API_URL: that of the environment, else of the local server.
+
+    The local server may still be starting: import what the command needs, then `wait_for` it.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     given = os.environ.get("PREFECT_API_URL")
@@ -59,7 +64,7 @@ def connected() -> Iterator[str]:
         yield given
         return
     with _lease():
-        url = start()
+        url = start(port)
         os.environ["PREFECT_API_URL"] = url
         try:
             yield url
@@ -78,15 +83,10 @@ def _lease() -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def start(wait: bool = True) -> str:
-    """URL of the local server's API, started if it is not running. Raises ServerError."""
+def start(port: int) -> str:
+    """URL of the local server's API, started on this port (or a free one) if it is not running."""
     with FileLock(home() / "server.lock"):
-        url = _running()
-        if url is None:
-            url = _spawn_keeper()
-    if wait:
-        _wait_for(url)
-    return url
+        return _running() or _spawn_keeper(port)
 
 
 def _running() -> str | None:
@@ -98,12 +98,13 @@ def _running() -> str | None:
     return None
 
 
-def _spawn_keeper() -> str:
-    port = _free_port()
+def _spawn_keeper(wanted: int) -> str:
+    port = _free_port(wanted)
     url = f"http://127.0.0.1:{port}/api"
     with (home() / "server.log").open("ab") as log:
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "flows.server", str(port)],
+            [sys.executable, "-P", "-m", "flows.server", str(port)],  # -P: not a `flows` of the user's folder
+            cwd=home(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -114,8 +115,8 @@ def _spawn_keeper() -> str:
     return url
 
 
-def _free_port() -> int:
-    for port in (PORT, 0):
+def _free_port(wanted: int) -> int:
+    for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
@@ -124,13 +125,15 @@ def _free_port() -> int:
     raise ServerError("no port is free on 127.0.0.1")
 
 
-def _wait_for(url: str) -> None:
+def wait_for(url: str) -> None:
+    """Return when the API answers. Raises ServerError when it does not."""
     deadline = time.monotonic() + _START_WITHIN_S
+    ours = _running() == url
     while time.monotonic() < deadline:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             if answer.status == 200:
                 return
-        if _running() is None:
+        if ours and _running() != url:
             raise ServerError(f"the local Prefect server ended while starting; its log is {home() / 'server.log'}")
         time.sleep(0.1)
     raise ServerError(
@@ -147,7 +150,9 @@ def keep(port: int) -> None:
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # What `prefect server start` runs in the end, without the three seconds its command line takes to import.
+    application = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", *application, "--log-level", "warning", "--timeout-keep-alive", "5"]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -110,8 +110,9 @@ class Store:
 
     def read_bytes(self, key: str) -> bytes:
         """Raises NotInStore."""
+        path = self.path(key)
         try:
-            return bytes(self._fs.cat_file(self.path(key)))
+            return bytes(self._fs.cat_file(path))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotInStore(f"{key} is not in {self.url}") from error
 
@@ -152,12 +153,12 @@ class Store:
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix, sorted; files being written are not among them."""
-        root = self._root
+        root, path = self._root, self.path(prefix)
         try:
-            found = self._fs.find(self.path(prefix))
+            found = self._fs.find(path)
         except FileNotFoundError:
             return []
-        return sorted(str(path)[len(root) + 1 :] for path in found if not str(path).endswith(".partial"))
+        return sorted(str(name)[len(root) + 1 :] for name in found if not str(name).endswith(".partial"))
 
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix; nothing there is no error."""

@@ -7,6 +7,7 @@ carries EfficientNet-Lite0 (the offline default), or by timm's own download.
 from __future__ import annotations
 
 import copy
+import logging
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Backbone:
         """Build the network and load its weights. Raises UnknownName, InvalidInput or WeightsUnavailable."""
         if not timm.is_model(spec.backbone):
             raise unknown("timm model", spec.backbone, timm.list_models())
+        if not spec.layers or min(spec.layers) < 0:
+            raise InvalidInput(f"layers={spec.layers} was given; name at least one, counting from 0")
         with torch.random.fork_rng(devices=[]):  # the random weights that are replaced at once are nobody's business
             network = _network(spec)
         self.spec, self.device = spec, torch.device(device)
@@ -47,7 +50,7 @@ class Backbone:
             )
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
         x = ((x - self.mean) / self.std).to(memory_format=torch.channels_last)  # gray is broadcast to three channels
-        return dict(zip(self.spec.layers, self.network(x), strict=True))
+        return dict(zip(_in_order(self.spec), self.network(x), strict=True))
 
 
 @lru_cache(maxsize=4)
@@ -59,13 +62,15 @@ def cached_backbone(spec: FeatureSpec, device: str = "cpu") -> Backbone:
 def _network(spec: FeatureSpec) -> nn.Module:
     """The part of the model up to the last layer asked for, with its weights, in inference mode."""
     local = _local_weights(spec)
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # warns of the head's weights, which we cut off
     try:
         network = timm.create_model(
             spec.backbone,
             pretrained=True,
-            pretrained_cfg_overlay={} if local is None else {"state_dict": local},
+            # Without a class to tell, timm loads strictly; else it would leave what the file lacks random, in silence.
+            pretrained_cfg_overlay={} if local is None else {"state_dict": local, "num_classes": 0},
             features_only=True,  # a CNN is cut after the last stage; a transformer runs forward_intermediates
-            out_indices=spec.layers,
+            out_indices=_in_order(spec),
             **_size_argument(spec),
         )
     except (IndexError, AssertionError) as error:
@@ -86,6 +91,11 @@ def _network(spec: FeatureSpec) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def _in_order(spec: FeatureSpec) -> tuple[int, ...]:
+    """The layers as the network gives them: from the first to the last and each once, however they were asked for."""
+    return tuple(sorted(set(spec.layers)))
+
+
 def _size_argument(spec: FeatureSpec) -> dict[str, object]:
     """Most transformers are built for one image size; convolutions take any, and no such argument."""
     cfg = timm.get_pretrained_cfg(spec.backbone)
@@ -95,7 +105,7 @@ def _size_argument(spec: FeatureSpec) -> dict[str, object]:
 def _local_weights(spec: FeatureSpec) -> dict[str, Tensor] | None:
     """The state dict on this machine, or None when timm has to fetch it."""
     if spec.weights is not None:
-        return _read_weights(weights_file(spec.weights))
+        return _without_head(_read_weights(weights_file(spec.weights)), spec.backbone)
     if spec.backbone != OFFLINE_BACKBONE:
         return None
     loaded = torch.load(offline_weights(), map_location="cpu", weights_only=True)
@@ -122,8 +132,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     )
 
 
+def _without_head(tensors: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
+    """The tensors below the classifier, so that a file may tell any number of classes, or none."""
+    cfg = timm.get_pretrained_cfg(backbone)
+    named = (cfg.classifier if cfg else None) or ()
+    heads = tuple(f"{head}." for head in ((named,) if isinstance(named, str) else named))
+    return {name: value for name, value in tensors.items() if not name.startswith(heads)}
+
+
 def _check_loaded(network: nn.Module, local: dict[str, Tensor] | None, spec: FeatureSpec) -> None:
-    """timm loads a cut EfficientNet without complaint about what is missing; a random layer would go unseen."""
+    """timm never loads a cut EfficientNet strictly, and says nothing of what is missing: a random layer went unseen."""
     if local is None or isinstance(network, nn.ModuleDict) or hasattr(network, "model"):
         return  # loaded whole and strictly before it was wrapped
     missing = network.state_dict().keys() - local.keys()

@@ -1,0 +1,78 @@
+"""`al serve`: a Prefect server with its UI, a worker, and the deployments, all on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from flows import server
+
+POOL = "local"
+
+
+def serve(port: int, console: Console) -> None:
+    """Serve until Ctrl-C or SIGTERM; runs in progress end with the worker. Raises ServerError."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    with server.connected(port) as url:
+        server.wait_for(url)
+        names = deploy(Path.cwd())
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "local"],
+            env=os.environ | {"PREFECT_WORKER_QUERY_SECONDS": "2"},
+        )
+        try:
+            _greet(console, url, names)
+            worker.wait()
+        except KeyboardInterrupt:
+            console.print("stopping")
+        finally:
+            worker.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(15)
+            worker.kill()
+
+
+def deploy(folder: Path) -> list[str]:
+    """Create or renew the work pool and the deployments, which run in `folder`; their names."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.deployments.runner import EntrypointType
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    from flows.benchmark import benchmark
+    from flows.demo import demo_run
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    run = demo_run(store=str(folder / "al-demo" / "store"), report=str(folder / "al-demo" / "report"))
+    deployment = benchmark.to_deployment(
+        name="local",
+        description="Compare methods on data sets. The parameters are a run file's; the default is the demo.",
+        parameters={"run": run.model_dump()},
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"working_dir": str(folder)},
+    )
+    deployment.apply()
+    return [f"{deployment.flow_name}/{deployment.name}"]
+
+
+def _greet(console: Console, url: str, names: list[str]) -> None:
+    console.print(f"Prefect UI: {url.removesuffix('/api')}", highlight=False)
+    console.print(f"In another terminal:  export PREFECT_API_URL={url}", highlight=False, soft_wrap=True)
+    for name in names:
+        console.print(f"  prefect deployment run '{name}' --watch", highlight=False)
+    console.print("Stop with Ctrl-C.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

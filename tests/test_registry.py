@@ -1,0 +1,149 @@
+"""Methods by name, and the way in for people without a pipeline."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from al_models import METHODS, create
+from al_models.checks import check_images, quick_detector
+from al_models.detector import Detector
+from al_models.errors import InvalidInput, UnknownName
+from al_models.registry import detector_class
+
+FAMILIES = {"reconstruction", "generative", "embedding", "self_supervised", "one_class"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_row_is_found_where_it_says(method):
+    row, cls = METHODS[method], detector_class(method)
+    assert issubclass(cls, Detector)
+    assert row.family in FAMILIES
+    assert row.target.startswith(f"{row.family}.")
+    assert cls.__doc__
+    assert "arXiv" in row.paper or "doi" in row.paper
+
+
+def test_rows_are_sorted():
+    assert list(METHODS) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_create_gives_the_defaults_and_takes_any_parameter_back(method):
+    detector = create(method)
+    assert detector == detector_class(method)()
+    assert create(method, **detector.params()) == detector
+    assert create(method, image_size=64).image_size == 64
+    assert set(detector.params()) == {field.name for field in fields(detector)}
+
+
+def test_lists_become_tuples_so_that_equal_parameters_are_equal():
+    assert create("padim", layers=[1, 2]) == create("padim", layers=(1, 2))
+
+
+@pytest.mark.parametrize("name", ["patchcor", "PatchCore", "patch_core"])
+def test_an_unknown_method_names_the_nearest(name):
+    with pytest.raises(UnknownName, match="did you mean patchcore") as caught:
+        create(name)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_name_like_no_other_lists_all():
+    with pytest.raises(UnknownName, match=", ".join(METHODS)):
+        create("zzzz")
+
+
+def test_an_unknown_option_names_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean coreset_ratio"):
+        create("patchcore", coreset_ration=0.1)
+
+
+def test_the_registry_imports_neither_methods_nor_torch():
+    code = "import sys, al_models; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'timm')][:3])"
+    root = str(Path(__file__).parents[1])
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert found.stdout.strip() == "[]"
+
+
+# --- create(...).fit(...).predict(...) ---
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    detector = create("patchcore", image_size=128, coreset_ratio=0.02)
+    return detector.fit(check_images(128).train)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """One image as three files: colour, larger, and gray; one more with a defect."""
+    images = check_images(128)
+    pictures = {
+        "plain.png": Image.fromarray(images.good[0]),
+        "large.png": Image.fromarray(images.good[0]).resize((300, 200)),
+        "gray.png": Image.fromarray(images.good[0]).convert("L"),
+        "bad.png": Image.fromarray(images.anomalous[0]),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    return [tmp_path / name for name in pictures]
+
+
+def test_paths_of_mixed_sizes_gray_and_colour(fitted, files):
+    found = fitted.predict(files)
+    assert found.maps.shape == (4, 128, 128)
+    assert found.ids == tuple(str(file) for file in files)
+    assert int(found.scores.argmax()) == 3
+    again = fitted.predict([str(file) for file in files])
+    np.testing.assert_array_equal(found.maps, again.maps)
+
+
+def test_paths_and_arrays_of_mixed_sizes_give_the_same(fitted, files):
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    assert len({array.shape for array in arrays}) == 3
+    np.testing.assert_array_equal(fitted.predict(files).maps, fitted.predict(arrays).maps)
+
+
+def test_fit_takes_paths(files, fitted):
+    learned = create("patchcore", image_size=128, coreset_ratio=0.05).fit(files[:3])
+    assert learned.predict(files).scores.argmax() == 3
+
+
+def test_a_gray_image_is_its_three_channel_copy(fitted):
+    gray = check_images(128).good[0, :, :, 0]
+    one, three = (fitted.predict([image]).maps for image in (gray, np.repeat(gray[..., None], 3, axis=2)))
+    np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 64, 64, 3)), "float64"),
+        (np.zeros((64, 64, 3), np.uint8), r"\(64, 64, 3\)"),
+        ("image.png", "image.png"),
+        ([3], "int"),
+        ([np.zeros((64, 64, 4), np.uint8)], "4"),
+        (np.zeros((0, 64, 64, 3), np.uint8), "no image"),
+        ([], "no image"),
+    ],
+    ids=["floats", "one array", "one path", "numbers", "four channels", "empty array", "empty list"],
+)
+def test_anything_else_is_refused_by_fit_and_predict(images, message, fitted):
+    with pytest.raises(InvalidInput, match=message):
+        create("patchcore").fit(images)
+    with pytest.raises(InvalidInput, match=message):
+        fitted.predict(images)
+
+
+def test_a_method_learns_the_same_from_equal_images_given_twice():
+    detector = quick_detector(detector_class("padim"))
+    train = check_images(128).train
+    first, second = detector.fit(train).state(), detector.fit(list(train)).state()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
