@@ -72,6 +72,6 @@ def read_record(store: Store, key: str) -> RunRecord | None:
 def read_records(store: Store) -> Iterator[RunRecord]:
     """All records of a store, by data set, category and method. Raises Damaged for a file that is none."""
     for key in store.list("records"):
-        record = read_record(store, key)
-        if record is not None:  # deleted since it was listed
+        record = read_record(store, key) if key.endswith(".json") else None  # file managers leave files of their own
+        if record is not None:  # else deleted since it was listed
             yield record

@@ -11,6 +11,8 @@ from typing import Literal
 
 import pandas as pd
 
+from storage.errors import Damaged
+
 Split = Literal["train", "validation", "test"]
 Label = Literal["good", "anomalous", "unknown"]
 
@@ -67,7 +69,11 @@ def to_parquet(samples: Sequence[Sample]) -> bytes:
 
 
 def from_parquet(data: bytes) -> list[Sample]:
-    """What `to_parquet` wrote."""
-    frame = pd.read_parquet(io.BytesIO(data)).astype(object)
-    frame = frame.where(frame.notna(), None)
-    return [Sample(**row) for row in frame.to_dict(orient="records")]  # type: ignore[misc]
+    """What `to_parquet` wrote. Raises Damaged for other bytes."""
+    try:
+        frame = pd.read_parquet(io.BytesIO(data)).astype(object)
+        frame = frame.where(frame.notna(), None)
+        rows = frame.to_dict(orient="records")
+        return [Sample(**{str(name): value for name, value in row.items()}) for row in rows]
+    except (TypeError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        raise Damaged(f"not a catalogue of samples ({error}); delete its folder in the store and run again") from error

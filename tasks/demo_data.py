@@ -56,22 +56,32 @@ _RECORD = "demo.json"
 
 
 def make_demo_data(
-    root: Path, *, seed: int = 0, train: int = 40, good: int = 12, defects_per_type: int = 5, size: int = 256
+    root: Path,
+    *,
+    seed: int = 0,
+    train: int = 40,
+    validation: int = 20,
+    good: int = 12,
+    defects_per_type: int = 5,
+    size: int = 256,
 ) -> list[str]:
     """Build the demo data under `root`, or find it there, and return its categories.
 
-    `train` and `good` are the good images a category to learn from and to test with, `defects_per_type` the defective
-    ones of each kind, `size` the side of all images and masks in pixels, 32 to 256. Images are RGB, masks 0 or 255.
+    `train`, `validation` and `good` are the good images a category to learn from, to calibrate on (20 support a
+    false-reject rate of 5 %) and to test with, `defects_per_type` the defective ones of each kind, `size` the side of
+    all images and masks in pixels, 32 to 256. Images are RGB, masks 0 or 255.
 
     Every image is a random window, 80 to 100 % of half the texture's side wide, resized to `size`, flipped (grass and
     gravel also turned by 90 degrees), with gain within 10 % and offset within 8 grey levels. Training windows lie in
-    the left half of the texture and test windows in the right half: no pixel of a test image was seen in training.
+    two quarters of the texture, one diagonal, and all others in the other two: no pixel of a test image was seen in
+    training, and calibration sees what testing will.
 
     Equal parameters give equal bytes. The folder appears whole or not at all; `demo.json` in it states the parameters,
     and a folder made with other parameters is replaced. Raises InvalidInput for impossible numbers and DatasetError
     when `root` holds something else.
     """
-    numbers = {"train": train, "good": good, "defects_per_type": defects_per_type, "size": size, "seed": seed}
+    numbers = {"train": train, "validation": validation, "good": good, "defects_per_type": defects_per_type}
+    numbers |= {"size": size, "seed": seed}
     _check(numbers)
     root = Path(root).expanduser().resolve()
     wanted = {**numbers, "code": code_fingerprint("tasks.demo_data"), "source": "scikit-image textures (CC0)"}
@@ -154,17 +164,19 @@ def _write(root: Path, wanted: Mapping[str, Any]) -> None:
 
 def _category(category: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Relative path and pixels of every image and mask of a category, one in memory at once."""
-    train_half, test_half = _halves(category)
+    learned, unseen = _quarters(category)
     shoot = partial(_shoot, size=numbers["size"], quarter_turns=CATEGORIES[category].quarter_turns)
     draw = partial(_generator, numbers["seed"], list(CATEGORIES).index(category))
     for i in range(numbers["train"]):
-        yield f"train/good/{i:03d}.png", shoot(train_half, draw(0, i))
+        yield f"train/good/{i:03d}.png", shoot(learned, draw(0, i))
+    for i in range(numbers["validation"]):
+        yield f"validation/good/{i:03d}.png", shoot(unseen, draw(len(DEFECT_TYPES) + 2, i))
     for i in range(numbers["good"]):
-        yield f"test/good/{i:03d}.png", shoot(test_half, draw(1, i))
+        yield f"test/good/{i:03d}.png", shoot(unseen, draw(1, i))
     for kind, (name, defect) in enumerate(_defects(category, numbers["size"]).items()):
         for i in range(numbers["defects_per_type"]):
             rng = draw(2 + kind, i)
-            image, mask = defect(shoot(test_half, rng), rng)
+            image, mask = defect(shoot(unseen, rng), rng)
             yield f"test/{name}/{i:03d}.png", image
             yield f"ground_truth/{name}/{i:03d}_mask.png", mask.astype(np.uint8) * 255
 
@@ -172,7 +184,7 @@ def _category(category: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, 
 def _defects(category: str, size: int) -> dict[str, Defect]:
     """Folder name -> defect, tuned to be found by an attentive person but not all at a glance."""
     foreign = CATEGORIES[category].foreign
-    donor = None if foreign is None else _shoot(_halves(foreign)[1], _generator(0), size=size, quarter_turns=False)
+    donor = None if foreign is None else _shoot(_quarters(foreign)[1], _generator(0), size=size, quarter_turns=False)
     # A few large cells make one or two spots, as a real defect would, instead of specks all over the image.
     spots = partial(perlin_composite, cells=(2, 4), opacity=(0.5, 1.0))
     patch = partial(cut_paste, donor=donor, area=(0.015, 0.08))
@@ -186,23 +198,29 @@ def _generator(*names: int) -> np.random.Generator:
     return np.random.default_rng(names)
 
 
-def _halves(category: str) -> tuple[np.ndarray, np.ndarray]:
-    """Left and right half of a texture; uint8 (512, 256) each."""
+Quarters = tuple[np.ndarray, np.ndarray]
+"""Two quarters of a texture on a diagonal; uint8 (256, 256) each."""
+
+
+def _quarters(category: str) -> tuple[Quarters, Quarters]:
+    """The quarters to learn from and the unseen ones; the two diagonals are more alike than two halves would be."""
     from skimage import data  # slow to import, and not needed when the data is there
 
     loaders: dict[str, Callable[[], np.ndarray]] = {"brick": data.brick, "grass": data.grass, "gravel": data.gravel}
     texture = loaders[category]()
-    middle = texture.shape[1] // 2
-    return texture[:, :middle], texture[:, middle:]
+    middle = len(texture) // 2
+    top, bottom = texture[:middle], texture[middle:]
+    return (top[:, :middle], bottom[:, middle:]), (top[:, middle:], bottom[:, :middle])
 
 
-def _shoot(half: np.ndarray, rng: np.random.Generator, *, size: int, quarter_turns: bool) -> np.ndarray:
+def _shoot(quarters: Quarters, rng: np.random.Generator, *, size: int, quarter_turns: bool) -> np.ndarray:
     """One picture of a texture, uint8 (size, size, 3), as a camera with slightly varying place and light would take."""
-    h, w = half.shape
+    quarter = quarters[rng.integers(2)]
+    h, w = quarter.shape
     side = rng.uniform(0.8, 1.0) * w
     top, left = rng.uniform(0, h - side), rng.uniform(0, w - side)
     window = (left, top, left + side, top + side)
-    image = np.asarray(Image.fromarray(half).resize((size, size), Image.Resampling.BICUBIC, box=window))
+    image = np.asarray(Image.fromarray(quarter).resize((size, size), Image.Resampling.BICUBIC, box=window))
     image = np.rot90(image, rng.integers(4) if quarter_turns else 2 * rng.integers(2))
     image = image[:, ::-1] if rng.integers(2) else image
     light = image * rng.uniform(0.9, 1.1) + rng.uniform(-8, 8)

@@ -194,7 +194,7 @@ def test_a_transformer_refuses_a_block_that_does_not_exist(tmp_path):
 
 
 def test_a_weights_file_that_is_missing_is_named():
-    with pytest.raises(WeightsUnavailable, match="nowhere.pth"):
+    with pytest.raises(WeightsUnavailable, match=r"nowhere\.pth"):
         Backbone(FeatureSpec(weights="nowhere.pth"))
 
 
@@ -210,7 +210,7 @@ def test_a_file_without_a_state_dict_is_refused(name, tmp_path):
 
 
 def test_weights_of_another_model_are_refused(resnet_file):
-    with pytest.raises(InvalidInput, match="do not fit|lack"):
+    with pytest.raises(InvalidInput, match=r"do not fit|lack"):
         Backbone(FeatureSpec(weights=str(resnet_file[1]), image_size=64))
     with pytest.raises(InvalidInput, match="resnet34"):
         Backbone(FeatureSpec("resnet34", (1,), 64, str(resnet_file[1])))

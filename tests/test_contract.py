@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from al_models import METHODS
 from al_models.checks import CHECKS, check_detector, check_images, quick_detector
 from al_models.detector import Detector
 from al_models.registry import detector_class
-from al_models.types import Prediction
+from al_models.types import Prediction, Runtime, Traits
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("ae_ssim", "higher_is_more_anomalous"): (
-        "its quick training ends long before a reconstruction has the image's brightness, so all of an image looks "
-        "anomalous; test_ae_ssim.py trains for long enough"
+        "after the few steps of its quick training all is reconstructed as near black, whose sign is luck (2 of 6 "
+        "seeds pass); test_ae_ssim.py trains for long enough"
     ),
 }
 """(method, check) -> why the sentence is not true of this method; strict, so that it goes when it becomes true."""
@@ -38,26 +42,193 @@ def test_exceptions_name_methods_and_checks_that_exist():
     assert set(EXCEPTIONS) <= known
 
 
-class Careless(Detector):
-    """Breaks the contract: no dataclass of its own, learns a name without `_`, and sees good as anomalous."""
+# --- the checks themselves: a detector that keeps the contract, and detectors that break one sentence each ---
 
-    colour: str = "red"
+
+@dataclass(kw_only=True)
+class MeanImage(Detector):
+    """Distance of each pixel to the mean good image."""
+
+    traits: ClassVar[Traits] = Traits(needs_images=True, aligned_images_only=True)
+    colours: tuple[int, ...] = (0, 1, 2)
 
     def _fit(self, source, runtime):
-        self.seen = len(source)
-        self.level_ = next(iter(source)).images.float().mean()
+        total = sum(batch.images.double().sum(0) for batch in source)  # (h, w, 3)
+        self.mean_ = total / len(source)
 
     def _predict(self, batch, runtime):
-        maps = -(batch.images.float() - self.level_).abs().mean(3).numpy()
-        return Prediction(batch.ids, maps, maps.min((1, 2)))
+        maps = (batch.images - self.mean_).abs()[..., self.colours].mean(3).float().numpy()
+        return Prediction(batch.ids, maps, maps.mean((1, 2)))
 
 
-def test_a_broken_detector_is_told_each_sentence_it_breaks():
-    with pytest.raises(ExceptionGroup, match="Careless breaks") as caught:
-        check_detector(Careless)
-    broken = {note.removeprefix("check: ") for error in caught.value.exceptions for note in error.__notes__}
-    assert {
-        "fields_have_defaults_and_no_kwargs",
-        "learned_attributes_end_in_underscore",
-        "higher_is_more_anomalous",
-    } <= broken
+class NoDataclass(MeanImage):
+    colours: tuple[int, ...] = (0, 1)
+
+
+class SetsMore(MeanImage):
+    def __post_init__(self):
+        self.cache = {}
+
+
+class LosesAParameter(MeanImage):
+    def params(self):
+        return {**super().params(), "colours": [0]}
+
+
+class ReturnsNothing(MeanImage):
+    def fit(self, images, runtime=Runtime()):  # noqa: B008
+        super().fit(images, runtime)
+
+
+class LearnsUnderAPlainName(MeanImage):
+    def _fit(self, source, runtime):
+        super()._fit(source, runtime)
+        self.seen = len(source)
+
+
+class WritesToItsInput(MeanImage):
+    def _predict(self, batch, runtime):
+        batch.images.add_(1)
+        return super()._predict(batch, runtime)
+
+
+class Remembers(MeanImage):
+    def _fit(self, source, runtime):
+        before = getattr(self, "mean_", None)
+        super()._fit(source, runtime)
+        self.mean_ = self.mean_ if before is None else (self.mean_ + before) / 2
+
+
+class AcceptsNothing(MeanImage):
+    def fit(self, images, runtime=Runtime()):  # noqa: B008
+        return super().fit(images, runtime) if len(images) else self
+
+
+class NeedsTwo(MeanImage):
+    def _fit(self, source, runtime):
+        super()._fit(source, runtime)
+        source.ids[1]
+
+
+class NeedsContrast(MeanImage):
+    def _fit(self, source, runtime):
+        super()._fit(source, runtime)
+        1 / int(self.mean_.std() * 100)
+
+
+class StateLiesColumnFirst(MeanImage):
+    def state(self):
+        return {name: np.asfortranarray(value) for name, value in super().state().items()}
+
+
+class LoadsHalf(MeanImage):
+    def load_state(self, state):
+        return super().load_state({name: value / 2 for name, value in state.items()})
+
+
+class CannotBePickled(MeanImage):
+    def _fit(self, source, runtime):
+        super()._fit(source, runtime)
+        self.rule_ = lambda value: value
+
+
+class PredictsUnfitted(MeanImage):
+    def predict(self, images, runtime=Runtime()):  # noqa: B008
+        return super().predict(images, runtime) if self.state_names() else None
+
+
+class LearnsWhilePredicting(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        self.mean_ = self.mean_ + 1
+        return found
+
+
+class DoublePrecision(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        return replace(found, maps=found.maps.astype(np.float64))
+
+
+class MixesUpIds(MeanImage):
+    def _predict(self, batch, runtime):
+        return replace(super()._predict(batch, runtime), ids=batch.ids[::-1])
+
+
+class LowerIsMoreAnomalous(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        return replace(found, maps=-found.maps, scores=-found.scores)
+
+
+class LooksAtTheBatch(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        return replace(found, scores=found.scores / found.scores.max())
+
+
+class CountsImages(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        return replace(found, scores=found.scores + np.arange(len(batch), dtype=np.float32))
+
+
+class DrawsGlobally(MeanImage):
+    def _fit(self, source, runtime):
+        super()._fit(source, runtime)
+        self.mean_ = self.mean_ + torch.rand(1)
+
+
+class SeedsGlobally(MeanImage):
+    def _fit(self, source, runtime):
+        np.random.seed(runtime.seed)
+        super()._fit(source, runtime)
+
+
+class ClaimsToTrain(MeanImage):
+    traits = Traits(needs_images=True, trains=True)
+
+
+class HidesThatItNeedsImages(MeanImage):
+    traits = Traits()
+
+
+BROKEN = {
+    NoDataclass: "fields_have_defaults_and_no_kwargs",
+    SetsMore: "constructing_learns_nothing",
+    LosesAParameter: "parameters_round_trip",
+    ReturnsNothing: "fit_returns_self",
+    LearnsUnderAPlainName: "learned_attributes_end_in_underscore",
+    WritesToItsInput: "fit_does_not_change_its_input",
+    Remembers: "fitting_again_forgets",
+    AcceptsNothing: "fitting_nothing_is_a_clear_error",
+    NeedsTwo: "one_training_image_is_enough_or_a_clear_error",
+    NeedsContrast: "constant_images_do_not_crash_or_give_a_clear_error",
+    StateLiesColumnFirst: "state_is_plain_arrays",
+    LoadsHalf: "state_round_trip_gives_equal_predictions",
+    CannotBePickled: "pickles_and_deep_copies_predict_the_same",
+    PredictsUnfitted: "predict_before_fit_raises_not_fitted",
+    LearnsWhilePredicting: "predict_changes_nothing_learned",
+    DoublePrecision: "maps_and_scores_have_the_stated_shape_and_type",
+    MixesUpIds: "prediction_ids_match",
+    LowerIsMoreAnomalous: "higher_is_more_anomalous",
+    LooksAtTheBatch: "batch_size_changes_nothing",
+    CountsImages: "order_of_images_changes_nothing_in_predict",
+    DrawsGlobally: "equal_seed_equal_result",
+    SeedsGlobally: "other_runs_leave_the_global_random_state_untouched",
+    ClaimsToTrain: "traits_are_true",
+    HidesThatItNeedsImages: "traits_are_true",
+}
+
+
+def test_a_detector_that_keeps_the_contract_passes():
+    check_detector(MeanImage)
+
+
+@pytest.mark.parametrize(("cls", "sentence"), BROKEN.items(), ids=[cls.__name__ for cls in BROKEN])
+def test_a_detector_that_breaks_a_sentence_is_told_which(cls, sentence):
+    if cls is not NoDataclass:
+        dataclass(kw_only=True)(cls)
+    with pytest.raises(ExceptionGroup, match=f"{cls.__name__} breaks") as caught:
+        check_detector(cls)
+    assert f"check: {sentence}" in [note for error in caught.value.exceptions for note in error.__notes__]

@@ -106,7 +106,9 @@ def test_any_points_are_chosen_greedily(data):
     d = data.draw(st.integers(1, 5), label="d")
     # few distinct values, so that duplicates and equal distances are common
     rng = np.random.default_rng(data.draw(st.integers(0, 10_000), label="seed"))
-    points = torch.from_numpy(rng.integers(-data.draw(st.integers(0, 20), label="range"), 21, (n, d)).astype(np.float32))
+    points = torch.from_numpy(
+        rng.integers(-data.draw(st.integers(0, 20), label="range"), 21, (n, d)).astype(np.float32)
+    )
     count, first = data.draw(st.integers(1, n), label="count"), data.draw(st.integers(0, n - 1), label="first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coreset, "_BLOCK", data.draw(st.integers(1, 60), label="block"))

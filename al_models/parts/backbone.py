@@ -45,8 +45,8 @@ class Backbone:
         shaped = images.ndim == 4 and images.shape[1:3] == (size, size) and images.shape[3] in (1, 3)
         if images.dtype != torch.uint8 or not shaped:
             raise InvalidInput(
-                f"the backbone was given {images.dtype} {tuple(images.shape)}; it takes uint8 (n, {size}, {size}, 3 or 1): "
-                "resize with al_models.parts.images.resize, or ask for another image_size"
+                f"the backbone was given {images.dtype} {tuple(images.shape)}; it takes uint8 "
+                f"(n, {size}, {size}, 3 or 1): resize with al_models.parts.images.resize, or ask for another image_size"
             )
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
         x = ((x - self.mean) / self.std).to(memory_format=torch.channels_last)  # gray is broadcast to three channels

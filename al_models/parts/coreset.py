@@ -4,8 +4,8 @@ Roth et al. 2022 (arXiv:2106.08265), Algorithm 1: each next centre is the point 
 (Gonzalez 1985). Done plainly, every centre costs one pass over all n x d values. But distances only fall, so an old
 distance is an upper bound: a point needs to be brought up to date only when its bound could make it the next centre.
 Points are refreshed in blocks, by matrix products with all centres they have missed, and centres are then chosen among
-the few whose true distance exceeds every bound outside the block. The centres are those of the plain algorithm, up to the rounding of distances
-that are all but equal.
+the few whose true distance exceeds every bound outside the block. The centres are those of the plain algorithm, except
+that distances equal up to rounding may come in another order.
 """
 
 from __future__ import annotations
