@@ -46,4 +46,5 @@ def create(name: str, **params: Any) -> Detector:
     for given in params:
         if given not in known:
             raise unknown(f"option of {name}", given, known)
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()}
+    return cls(**values)

@@ -137,6 +137,16 @@ class PredictsUnfitted(MeanImage):
         return super().predict(images, runtime) if self.state_names() else None
 
 
+class PredictsNothing(MeanImage):
+    def predict(self, images, runtime=Runtime()):  # noqa: B008
+        return super().predict(images, runtime) if len(images) else None
+
+
+class TreatsArraysOtherwise(MeanImage):
+    def predict(self, images, runtime=Runtime()):  # noqa: B008
+        return super().predict(255 - images if isinstance(images, np.ndarray) else images, runtime)
+
+
 class LearnsWhilePredicting(MeanImage):
     def _predict(self, batch, runtime):
         found = super()._predict(batch, runtime)
@@ -208,6 +218,8 @@ BROKEN = {
     LoadsHalf: "state_round_trip_gives_equal_predictions",
     CannotBePickled: "pickles_and_deep_copies_predict_the_same",
     PredictsUnfitted: "predict_before_fit_raises_not_fitted",
+    PredictsNothing: "predicting_nothing_is_a_clear_error",
+    TreatsArraysOtherwise: "arrays_predict_as_a_source_does",
     LearnsWhilePredicting: "predict_changes_nothing_learned",
     DoublePrecision: "maps_and_scores_have_the_stated_shape_and_type",
     MixesUpIds: "prediction_ids_match",
@@ -219,6 +231,10 @@ BROKEN = {
     ClaimsToTrain: "traits_are_true",
     HidesThatItNeedsImages: "traits_are_true",
 }
+
+
+def test_each_check_has_a_detector_that_breaks_it():
+    assert set(BROKEN.values()) == {check.__name__ for check in CHECKS}
 
 
 def test_a_detector_that_keeps_the_contract_passes():

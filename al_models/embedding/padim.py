@@ -23,7 +23,7 @@ from torch import Tensor
 from al_models.detector import Detector
 from al_models.parts.gaussian import PositionGaussians, mahalanobis
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import on_device, stack_layers
+from al_models.parts.patches import finest_grid, nearest_rows, on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 
@@ -50,22 +50,24 @@ class Padim(Detector):
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
         gaussians: PositionGaussians | None = None
         for done, batch in enumerate(source, start=1):
-            stacked = stack_layers(on_device(batch, runtime.device), self.layers, mode="nearest")  # (n, c, h, w)
+            features = on_device(batch, runtime.device)
             if gaussians is None:
-                self.kept_ = self._choose_channels(stacked.shape[1], runtime)
-                gaussians = PositionGaussians(stacked[0, 0].numel(), len(self.kept_), runtime.device)
-            gaussians.update(self._positions(stacked))
+                self.kept_ = self._choose_channels(sum(f.shape[1] for f in features.values()), runtime)
+                positions = max(f[0, 0].numel() for f in features.values())
+                gaussians = PositionGaussians(positions, len(self.kept_), runtime.device)
+            gaussians.update(self._positions(features))
             runtime.progress("fit padim", min(done * source.batch_size, len(source)), len(source))
         assert gaussians is not None  # fit refuses an empty source
         self.mean_ = gaussians.mean
         self.whitening_ = gaussians.whitening(self.epsilon)
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
-        stacked = stack_layers(on_device(batch, runtime.device), self.layers, mode="nearest")
+        features = on_device(batch, runtime.device)
         for name in ("mean_", "whitening_"):
             setattr(self, name, getattr(self, name).to(runtime.device))
-        distances = mahalanobis(self._positions(stacked), self.mean_, self.whitening_)  # (p, n)
-        maps = to_maps(distances.T.reshape(-1, *stacked.shape[2:]), self.image_size, self.sigma)
+        distances = mahalanobis(self._positions(features), self.mean_, self.whitening_)  # (p, n)
+        grid = finest_grid(features)
+        maps = to_maps(distances.T.reshape(-1, *grid), self.image_size, self.sigma)
         return Prediction(batch.ids, maps.cpu().numpy(), maps.amax((1, 2)).cpu().numpy())
 
     def state(self) -> dict[str, np.ndarray]:
@@ -88,7 +90,20 @@ class Padim(Detector):
         order = torch.randperm(available, generator=torch.Generator().manual_seed(runtime.seed))
         return order[: min(self.channels, available)].sort().values
 
-    def _positions(self, stacked: Tensor) -> Tensor:
-        """(n, c, h, w) -> kept channels, position first: (p, n, c)."""
-        kept = stacked[:, self.kept_.to(stacked.device)]
-        return kept.flatten(2).permute(2, 0, 1).contiguous()
+    def _positions(self, features: Mapping[int, Tensor]) -> Tensor:
+        """Layers (n, c_l, h_l, w_l) -> the kept channels, position first: (p, n, c).
+
+        Equal to stacking the layers at the finest grid and choosing channels, at a fraction of the memory traffic:
+        channels are chosen first, and the nearest-neighbour upsampling copies rows of n * c_l values.
+        """
+        grid = finest_grid(features)
+        n = len(features[self.layers[0]])
+        out = torch.empty(grid[0] * grid[1], n, len(self.kept_), device=features[self.layers[0]].device)
+        start = column = 0
+        for layer in self.layers:
+            x = features[layer]
+            mine = self.kept_[(self.kept_ >= start) & (self.kept_ < start + x.shape[1])] - start
+            vectors = x[:, mine.to(x.device)].float().flatten(2).permute(2, 0, 1).contiguous()  # (h_l * w_l, n, c_l)
+            out[..., column : column + len(mine)] = vectors[nearest_rows(x.shape[2:], grid).to(x.device)]
+            start, column = start + x.shape[1], column + len(mine)
+        return out
