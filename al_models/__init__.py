@@ -1,7 +1,7 @@
 """The mathematics of anomaly localization: detectors, metrics, parts.
 
-    from al_models import create
-    prediction = create("patchcore", coreset_ratio=0.1).fit(good_images).predict(new_images)
+from al_models import create
+prediction = create("patchcore", coreset_ratio=0.1).fit(good_images).predict(new_images)
 """
 
 from al_models.registry import METHODS, create

@@ -59,7 +59,9 @@ class Detector(ABC):
         return Prediction.concatenate(parts)
 
     def predict_batches(
-        self, images: Images | ImageSource | ImageBatch, runtime: Runtime = Runtime()  # noqa: B008 (frozen)
+        self,
+        images: Images | ImageSource | ImageBatch,
+        runtime: Runtime = Runtime(),  # noqa: B008 (frozen)
     ) -> Iterator[Prediction]:
         """`predict`, a batch at a time, so that memory does not grow with the number of images."""
         if not self.state_names():

@@ -214,7 +214,7 @@ def _run_of(values: dict[str, Any]) -> RunFile:
     from flows.runfile import RunFile, RunFileError, explain
 
     if not values.get("data"):
-        raise RunFileError("no data was given; use --data LAYOUT=FOLDER (see `al datasets`) or a run file, or `al demo`")
+        raise RunFileError("no data was given; use --data LAYOUT=FOLDER (see `al datasets`), a run file, or `al demo`")
     try:
         return RunFile.model_validate(values)
     except ValidationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import platform
 from collections import Counter
 from dataclasses import asdict
@@ -222,7 +221,7 @@ def _counts(validated: Validated, samples: list[Sample], calibration: int) -> di
 
 
 def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str], found: Artifact) -> RunRecord:
-    steps = {"ingest": validated.category.catalogue, "prepare": validated.prepared.images, "validate": validated.verdict}
+    steps = {"ingest": validated.category.catalogue, "prepare": keys["images"], "validate": keys["verdict"]}
     steps |= {"extract": keys["features"]} if "features" in keys else {}
     steps |= {"fit": keys["model"], "calibrate": keys["calibration"], "predict": keys["maps"]}
     metas = {step: store.get(key).meta for step, key in steps.items()} | {"evaluate": found.meta}

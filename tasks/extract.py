@@ -31,7 +31,7 @@ FLOAT16_MAX = 65504.0
 
 @task(
     name="extract",
-    task_run_name="extract {spec.backbone} {validated.prepared.category.dataset}/{validated.prepared.category.category}",
+    task_run_name="extract {spec.backbone} {validated.name}",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=1,

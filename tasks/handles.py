@@ -54,6 +54,11 @@ class Validated:
         """The category judged."""
         return self.prepared.category
 
+    @property
+    def name(self) -> str:
+        """`dataset/category`."""
+        return self.category.name
+
 
 @dataclass(frozen=True)
 class Cell:

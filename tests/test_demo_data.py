@@ -114,8 +114,8 @@ def test_bricks_are_never_laid_on_their_side(tmp_path: Path, monkeypatch: pytest
     assert not all(lying["grass"])
 
 
-# Computed from the learned quarters of the textures alone: their mean, and the standard deviation of windows averaged by
-# 3 x 3 to 4 x 4 pixels, as happens when 205 to 256 pixels become 64.
+# Computed from the learned quarters of the textures alone: their mean, and the standard deviation of windows averaged
+# by 3 x 3 to 4 x 4 pixels, as happens when 205 to 256 pixels become 64.
 @pytest.mark.parametrize(
     ("category", "mean", "deviation"), [("brick", 111.2, 23.6), ("grass", 118.7, 29.3), ("gravel", 127.4, 32.6)]
 )

@@ -85,7 +85,7 @@ class Patchcore(Detector):
         score, at = distances.max(1)  # (n,)
         images = torch.arange(len(score), device=score.device)
         _, around = nearest(self.bank_[rows[images, at]], self.bank_, min(self.neighbours, len(self.bank_)))  # (n, b)
-        spread = (patches[images, at][:, None] - self.bank_[around]).norm(dim=2)  # (n, b); the first is the score itself
+        spread = (patches[images, at][:, None] - self.bank_[around]).norm(dim=2)  # (n, b)
         return score * (1 - torch.softmax(spread, dim=1)[:, 0]) if spread.shape[1] > 1 else score
 
     def _projected(self, patches: Tensor, generator: torch.Generator) -> Tensor:
