@@ -35,6 +35,7 @@ QUIET = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,al_models,storage",  # what our steps say is read in the UI,
     "PREFECT_LOGGING_ROOT_LEVEL": "INFO",  # from this level on (Prefect gives its extra loggers handlers, but no level),
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # and not between the lines of the terminal's table
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a step called outside of a flow has nowhere to log to
     "DASK_LOGGING__DISTRIBUTED": "warning",
 }
 """Set for every process of ours, unless the user has set them."""

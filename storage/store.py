@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from storage.errors import Damaged, NotInStore, NotStorable, StoreTooNew
 
 FORMAT = 1
-ABANDONED_AFTER_S = 24 * 3600
+ABANDONED_AFTER_S = 7 * 24 * 3600
 _DRAFT_NAME = re.compile(r"(\d+)-[0-9a-f]{8}")  # when it was begun, in seconds, and who
 _FIX_VALUE = "give finite numbers, texts, lists and dicts, and leave out what has no meaning"
 _FIX_NEWER = "update the program, or give another store"
@@ -207,7 +207,7 @@ class Store:
         return FsspecStore.from_url(f"{protocol}://{self.path(key).lstrip('/')}", storage_options=self._fs_options)
 
     def _sweep(self, key: str) -> None:
-        """Remove what writers that died a day ago left under a key; what cannot be removed harms nobody."""
+        """Remove what writers that died a week ago left under a key; what cannot be removed harms nobody."""
         with suppress(OSError):
             kept = self.find(key)
             for path in self._fs.ls(self.path(key), detail=False):

@@ -384,7 +384,7 @@ def test_unsupported_threshold_says_why(tmp_path: Path) -> None:
     image = {"rate": 0.01, "value": None, "n": 26, "smallest_rate": 0.037, "note": "hold out 99 images"}
     write_record(store, record("padim", "grid", calibration={"image": image}))
     shown = Page(made(store, tmp_path)).text
-    assert "No threshold: 26 held-out images support 3.7 % at the least. hold out 99 images" in shown
+    assert "No threshold: hold out 99 images" in shown
 
 
 def test_different_data_in_one_category_is_called_out(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_a_killed_writer_left_is_not_read_and_stops_nobody(store: Store) ->
     assert store.list(found.folder) == [f"{found.folder}/small"]
 
 
-def test_what_a_killed_writer_left_is_swept_a_day_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_writer_left_is_swept_a_week_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = SPAWN.Pipe()
     process = start(_write_half_an_output, store, there)
     assert here.poll(PATIENCE_S)

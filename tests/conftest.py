@@ -1,0 +1,90 @@
+"""What the tests of flows share: one real Prefect server a session, small data, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import server
+
+ROOT = Path(__file__).parent.parent
+AL = [sys.executable, "-c", "from flows.cli import main; main()"]
+"""The command `al`, whether or not the checkout is installed."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Before torch and Prefect are imported, which read these once: tests share few cores, and never touch the user's own
+# history. The server itself starts with the first test that asks for `api`.
+PORT = free_port()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(server.QUIET)
+os.environ["PREFECT_LOGGING_ROOT_LEVEL"] = "WARNING"  # else a failed test drowns in what all libraries have to say
+_PREFECT_HOME = tempfile.TemporaryDirectory(prefix="al-prefect-")
+os.environ["PREFECT_HOME"] = _PREFECT_HOME.name
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    _PREFECT_HOME.cleanup()
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a local Prefect server that lives as long as the session; all processes of the tests report to it."""
+    from prefect.logging.handlers import APILogHandler
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # The server's keeper outlives the process that starts it, on purpose.
+        warnings.filterwarnings("ignore", "subprocess .* is still running", ResourceWarning)
+        patch.setenv("AL_HOME", str(tmp_path_factory.mktemp("al-home")))
+        url = os.environ.pop("PREFECT_API_URL")
+        with server.connected(PORT) as started:
+            assert started == url, "another process took the port"
+            server.wait_for(url)
+            yield url
+            APILogHandler.flush()  # what is still to be sent would find no server
+        os.environ["PREFECT_API_URL"] = url
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three categories in the layout of MVTec AD: 6 training, 3 validation, 3 good and 4 anomalous images of 64 px."""
+    from tasks.demo_data import make_demo_data
+
+    root = tmp_path_factory.mktemp("demo") / "data"
+    make_demo_data(root, train=6, validation=3, good=3, defects_per_type=1, size=64)
+    return root
+
+
+def eventually(true: Callable[[], object], within: float, every: float = 0.05) -> bool:
+    """Whether it becomes true in time."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(every)
+    return bool(true())
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Make sure that a process of a test is gone."""
+    if process.poll() is None:
+        process.kill()
+    process.communicate()

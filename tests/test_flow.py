@@ -1,0 +1,347 @@
+"""The main job, on each runner: equal figures, nothing done twice, and a fault costs a cell and never the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import AL, eventually, free_port, stop
+from prefect.client.schemas.objects import State
+
+from al_models.detector import Detector
+from al_models.embedding.patchcore import Patchcore
+from flows.benchmark import Outcome, benchmark
+from flows.runfile import DataSource, MethodRun, RunFile
+from flows.runners import runner_for
+from storage.records import RunRecord, read_records
+from storage.store import Store
+
+pytestmark = [
+    pytest.mark.usefixtures("api"),
+    # Dask and Prefect leave sockets and loops to the garbage collector when a cluster or a client ends.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+PADIM = MethodRun(name="padim", params={"image_size": 64, "channels": 10})
+PATCHCORE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 0.05})
+IMPOSSIBLE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 5})
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run of the flow and its store."""
+
+    state: State[Outcome]
+    outcome: Outcome
+    store: Store
+
+    @property
+    def by_method(self) -> dict[str, RunRecord]:
+        """The records of a run on one category."""
+        return {record.method: record for record in self.outcome.records}
+
+    @property
+    def page(self) -> str:
+        """The report."""
+        return Path(self.outcome.report).read_text(encoding="utf-8")
+
+
+def run_file(store: Path, data: Path, *methods: MethodRun, categories: tuple[str, ...] = ("brick",)) -> RunFile:
+    """Methods on categories of the demo data."""
+    source = DataSource(dataset="mvtec_ad", root=str(data), categories=list(categories))
+    return RunFile(data=[source], methods=list(methods), store=str(store), report=str(store) + "-report")
+
+
+def run_flow(run: RunFile, runner: str = "threads", workers: int | None = 1) -> Ended:
+    """Run the flow in this process."""
+    state = benchmark.with_options(task_runner=runner_for(runner, workers))(run, return_state=True)
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return Ended(state, outcome, Store(run.store))
+
+
+def manifests(store: Store) -> dict[str, tuple[int, str]]:
+    """Every finished output: when its manifest was written, and the folder it names."""
+    paths = Path(store.path("")).rglob("manifest.json")
+    return {str(path): (path.stat().st_mtime_ns, json.loads(path.read_text())["folder"]) for path in paths}
+
+
+def of_step(store: Store, step: str) -> dict[str, tuple[int, str]]:
+    """The finished outputs of one step."""
+    return {path: found for path, found in manifests(store).items() if f"/{step}/" in path}
+
+
+def record_files(store: Store) -> dict[str, tuple[int, bytes]]:
+    """Every record: when it was written, and its bytes."""
+    paths = Path(store.path("records")).rglob("*.json")
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def figures(record: RunRecord) -> dict[str, Any]:
+    """All of a record that does not depend on the clock and the machine's load."""
+    kept = ("cell", "status", "reason", "metrics", "calibration", "counts", "fingerprints", "keys", "params")
+    return {name: getattr(record, name) for name in kept}
+
+
+@pytest.fixture(scope="module")
+def first(api: str, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Two methods on one category in threads of this process."""
+    return run_flow(run_file(tmp_path_factory.mktemp("first") / "store", demo_root, PADIM, PATCHCORE))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Dask cluster of other processes."""
+
+    address: str
+    nanny: int
+    """Process that starts a new worker when the last one died."""
+
+    def kill_worker(self) -> None:
+        """SIGKILL, as the kernel does when memory is short."""
+        for process in psutil.Process(self.nanny).children(recursive=True):
+            if "spawn_main" in " ".join(process.cmdline()):
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler that is there already, with one worker, as an administrator would start them."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = [sys.executable, "-m", "dask"]
+    host, port = address.removeprefix("tcp://").split(":")
+    commands = [
+        [*dask, "scheduler", "--host", host, "--port", port, "--dashboard-address", "127.0.0.1:0"],
+        [*dask, "worker", address, "--nthreads", "1", "--memory-limit", "0", "--dashboard-address", "127.0.0.1:0"],
+    ]
+    folder = tmp_path_factory.mktemp("dask")
+    with ExitStack() as stack:
+        for command in commands:
+            log = stack.enter_context((folder / f"{command[3]}.log").open("w"))
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        yield Cluster(address, process.pid)
+
+
+# runners
+
+
+def test_two_methods_are_compared_and_pictured(first: Ended) -> None:
+    assert first.state.is_completed()
+    assert [record.status for record in first.outcome.records] == ["done", "done"]
+    for record in first.outcome.records:
+        assert {"image_auroc", "pixel_auroc", "pro", "iou_max"} <= record.metrics.keys()
+        assert set(record.seconds) == set("ingest prepare validate extract fit calibrate predict evaluate".split())
+        assert record.counts["train"] == 6
+        assert record.counts["calibration"] == 3
+        assert record in list(read_records(first.store))
+    assert first.page.count("data:image/") >= 4
+    assert (Path(first.outcome.report).parent / "results.csv").is_file()
+
+
+@pytest.mark.parametrize("runner", ["dask", "tcp"])
+def test_every_runner_gives_the_same_bits(
+    runner: str, first: Ended, demo_root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    where = request.getfixturevalue("cluster").address if runner == "tcp" else runner
+    ended = run_flow(run_file(tmp_path / "store", demo_root, PADIM, PATCHCORE), where)
+    assert ended.state.is_completed()
+    assert [figures(record) for record in ended.outcome.records] == [figures(r) for r in first.outcome.records]
+    assert "padim" in ended.page
+
+
+# nothing is done twice
+
+
+def test_a_second_run_computes_nothing(first: Ended, demo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, records = manifests(first.store), record_files(first.store)
+    monkeypatch.setattr(Store, "draft", lambda *_: pytest.fail("a step began to compute"))
+    ended = run_flow(run_file(Path(first.store.url), demo_root, PADIM, PATCHCORE))
+    assert ended.state.is_completed()
+    assert ended.outcome.records == first.outcome.records
+    assert manifests(first.store) == outputs
+    assert record_files(first.store) == records
+
+
+def test_another_seed_shares_what_does_not_depend_on_it(first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(first.store.url, tmp_path / "store")
+    run = run_file(tmp_path / "store", demo_root, PADIM).model_copy(update={"seeds": [0, 1]})
+    ended = run_flow(run)
+    grown = {step: len(of_step(ended.store, step)) - len(of_step(first.store, step)) for step in ("features", "models")}
+    assert grown == {"features": 0, "models": 1}
+    assert [record.seed for record in ended.outcome.records] == [0, 1]
+
+
+# a fault costs a cell
+
+
+def test_a_cell_that_fails_is_a_record_and_the_others_finish(first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(first.store.url, tmp_path / "store")
+    ended = run_flow(run_file(tmp_path / "store", demo_root, IMPOSSIBLE, PADIM))
+    failed, done = ended.by_method["patchcore"], ended.by_method["padim"]
+    reason = "fit: coreset_ratio=5 was given; it is a share above 0 and up to 1"
+    assert (failed.status, failed.reason) == ("failed", reason)
+    assert failed.params["coreset_ratio"] == 5
+    assert done == first.by_method["padim"]
+    assert ended.state.is_failed()
+    assert ended.state.message == f"1 of 2 cells failed; see {ended.outcome.report}"
+    assert reason in ended.page
+
+
+def test_a_cell_that_failed_is_tried_again_and_nothing_else(
+    first: Ended, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_file(tmp_path / "store", demo_root, PATCHCORE, PADIM)
+
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError("no room for the bank")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Patchcore, "_fit", out_of_memory)
+        ended = run_flow(run)
+    assert ended.by_method["patchcore"].reason == "fit: no room for the bank"
+    finished = manifests(ended.store)
+
+    fitted: list[str] = []
+    fit = Detector.fit
+
+    def counted(self: Detector, *arguments: Any) -> Detector:
+        fitted.append(type(self).__name__)
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(Detector, "fit", counted)
+    again = run_flow(run)
+    assert fitted == ["Patchcore"]
+    assert again.state.is_completed()
+    assert {path: found for path, found in manifests(ended.store).items() if path in finished} == finished
+    assert figures(again.by_method["patchcore"]) == figures(first.by_method["patchcore"])
+    assert "no room" not in again.page
+
+
+def test_a_category_nothing_can_be_learned_from_fails_alone(demo_root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(demo_root / "brick", data / "brick")
+    shutil.copytree(demo_root / "grass", data / "lone")
+    for path in sorted((data / "lone" / "train" / "good").iterdir())[1:]:
+        path.unlink()
+    (data / "void" / "train" / "good").mkdir(parents=True)
+    source = DataSource(dataset="mvtec_ad", root=str(data))
+    run = RunFile(data=[source], methods=[PADIM], store=str(tmp_path / "s"), report=str(tmp_path / "r"))
+    ended = run_flow(run)
+    reasons = {record.category: record.reason for record in ended.outcome.records}
+    assert reasons["brick"] is None
+    assert reasons["lone"] is not None
+    assert reasons["void"] is not None
+    assert reasons["lone"].startswith("validate: mvtec_ad/lone: 1 of 1 training images accepted, at least 2 are needed")
+    assert reasons["void"].startswith("ingest: ")
+    assert ended.state.message is not None
+    assert ended.state.message.startswith("2 of 3 cells failed")
+    assert reasons["lone"] in ended.page
+
+
+def test_images_to_inspect_have_scores_and_no_metrics(demo_root: Path, tmp_path: Path) -> None:
+    good, inspect = demo_root / "gravel" / "train" / "good", demo_root / "gravel" / "test" / "scratch"
+    source = DataSource(dataset="folder", root=str(good), inspect=str(inspect))
+    run = RunFile(data=[source], methods=[PADIM], store=str(tmp_path / "s"), report=str(tmp_path / "r"))
+    ended = run_flow(run)
+    (record,) = ended.outcome.records
+    assert record.status == "done"
+    assert record.metrics == {}
+    assert (record.counts["test_unknown"], record.counts["test_good"], record.counts["test_anomalous"]) == (1, 0, 0)
+    assert record.calibration["realised"] == {}
+    assert "000.png" in ended.page
+
+
+# killed, and side by side
+
+
+def command(run: RunFile, folder: Path) -> list[str]:
+    """`al benchmark` of this run, from a run file."""
+    lines = [f"store = {json.dumps(run.store)}", f"report = {json.dumps(run.report)}", "workers = 1"]
+    for source in run.data:
+        lines += ["[[data]]", f'dataset = "{source.dataset}"', f"root = {json.dumps(source.root)}"]
+        lines += [f"categories = {json.dumps(source.categories)}"]
+    for method in run.methods:
+        lines += ["[[methods]]", f'name = "{method.name}"', "[methods.params]"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in method.params.items()]
+    path = folder / f"{Path(run.report).name}.toml"
+    path.write_text("\n".join(lines))
+    return [*AL, "benchmark", str(path)]
+
+
+def test_what_a_killed_run_finished_is_kept(first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    run = run_file(tmp_path / "store", demo_root, PADIM, PATCHCORE)
+    process = subprocess.Popen(command(run, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store = Store(run.store)
+    try:
+        reached = eventually(lambda: process.poll() is not None or of_step(store, "features"), within=120, every=0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        stop(process)
+    assert reached
+    assert process.returncode == -signal.SIGKILL
+    finished = manifests(store)
+    assert of_step(store, "features")
+    assert len(finished) < len(manifests(first.store)), "it was to be killed in the middle"
+    drafts = {path.parent for path in Path(run.store).glob("*/*/*/*/*-*/*")}
+    committed = {Path(run.store) / folder for _, folder in finished.values()}
+    assert len(drafts - committed) <= 1, "more than the step that was cut would be redone"
+
+    ended = run_flow(run)
+    assert ended.state.is_completed()
+    assert {path: found for path, found in manifests(store).items() if path in finished} == finished
+    assert [figures(record) for record in ended.outcome.records] == [figures(r) for r in first.outcome.records]
+
+
+def test_two_commands_share_a_store(first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    run = run_file(tmp_path / "store", demo_root, PADIM, PATCHCORE)
+    runs = [run.model_copy(update={"report": str(tmp_path / name)}) for name in ("one", "two")]
+    processes = [
+        subprocess.Popen(command(each, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for each in runs
+    ]
+    try:
+        ends = [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            stop(process)
+    assert [process.returncode for process in processes] == [0, 0], ends
+    for each, (out, err) in zip(runs, ends, strict=True):
+        assert "padim" in out
+        assert f"report: {each.report}/index.html" in out
+        assert "Traceback" not in err
+    found = {record.method: record for record in read_records(Store(run.store))}
+    assert {name: figures(record) for name, record in found.items()} == {
+        name: figures(record) for name, record in first.by_method.items()
+    }
+
+
+def test_a_lost_worker_costs_no_figure(cluster: Cluster, first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    run = run_file(tmp_path / "store", demo_root, PADIM, PATCHCORE)
+    store = Store(run.store)
+
+    def kill_when_features_are_there() -> bool:
+        extracted = eventually(lambda: of_step(store, "features"), within=120, every=0.005)
+        cluster.kill_worker()
+        return extracted
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_when_features_are_there)
+        ended = run_flow(run, cluster.address)
+    assert killed.result()
+    assert ended.state.is_completed()
+    assert [figures(record) for record in ended.outcome.records] == [figures(r) for r in first.outcome.records]
