@@ -23,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn what good looks like from good images alone; show, pixel by pixel, what is not.",
 )
-console = Console()
-errors = Console(stderr=True)
+console = Console(markup=False, emoji=False)  # what stands in brackets is a reason or a path, never a colour
+errors = Console(stderr=True, emoji=False)
 
 _SHOWN = ("image_auroc", "pixel_auroc", "pro", "iou_max")
 """Metrics of the table in the terminal; the report has all."""
@@ -148,7 +148,7 @@ def report_command(store: StoreOption = "al-store", report: ReportOption = "al-r
     """Write the report of everything in a store."""
     from tasks.report import report as write
 
-    console.print(f"report: {write.fn(_opened(store).url, report)}")
+    console.print(f"report: {write.fn(_opened(store).url, report)}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -95,7 +95,7 @@ def _running() -> str | None:
     """URL of a server whose keeper is alive."""
     with suppress(OSError, ValueError, KeyError, psutil.Error):
         state = json.loads((home() / "server.json").read_text())
-        if psutil.Process(state["keeper"]).create_time() == state["since"]:
+        if _lives(state["keeper"], state["since"]):
             return str(state["url"])
     return None
 
@@ -151,6 +151,7 @@ def keep(port: int) -> None:
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # its console is server.log
     }
     # What `prefect server start` runs in the end, without the three seconds its command line takes to import.
     application = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
@@ -178,10 +179,16 @@ def _still_needed(folder: Path) -> bool:
 
 def _alive(lease: Path) -> bool:
     with suppress(OSError, ValueError, psutil.Error):
-        if psutil.Process(int(lease.name)).create_time() == float(lease.read_text()):
+        if _lives(int(lease.name), float(lease.read_text())):
             return True
     lease.unlink(missing_ok=True)
     return False
+
+
+def _lives(number: int, since: float) -> bool:
+    """Whether this very process runs; one that died stays in the table until its parent asks for its exit code."""
+    process = psutil.Process(number)
+    return process.create_time() == since and process.status() != psutil.STATUS_ZOMBIE
 
 
 if __name__ == "__main__":

@@ -29,14 +29,16 @@ class Watch:
         self.store = store
         self.waiting = {id(future): future for steps in cells for future in steps.values()}
         self.of = max(1, len(self.waiting))
+        terminal = Console(stderr=True)
         self.bar = Progress(
             SpinnerColumn(),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
-            console=Console(stderr=True),
+            console=terminal,
             transient=True,
+            disable=not terminal.is_terminal,  # in a file or a pipe it would leave empty lines
         )
         self.line: TaskID = self.bar.add_task("starting", total=self.of)
         self.progress: UUID | None = None

@@ -56,15 +56,15 @@ class StoredSource(ImageSource):
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """All images in order, one batch ahead."""
-        starts = range(0, len(self), self.batch_size)
+        ask = [range(i, min(i + self.batch_size, len(self))) for i in range(0, len(self), self.batch_size)]
+        if not ask:
+            return
         with ThreadPoolExecutor(1) as ahead:
-            ask = [range(start, min(start + self.batch_size, len(self))) for start in starts]
-            pending = ahead.submit(self.read, ask[0]) if ask else None
-            for following in [*ask[1:], None]:
-                assert pending is not None
-                batch = pending.result()
-                pending = ahead.submit(self.read, following) if following is not None else None
+            pending = ahead.submit(self.read, ask[0])
+            for following in ask[1:]:
+                batch, pending = pending.result(), ahead.submit(self.read, following)
                 yield batch
+            yield pending.result()
 
 
 @dataclass(frozen=True)

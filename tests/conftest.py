@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +63,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert started == url, "another process took the port"
             server.wait_for(url)
             yield url
-            APILogHandler.flush()  # what is still to be sent would find no server
+            APILogHandler().flush()  # what is still to be sent would find no server
         os.environ["PREFECT_API_URL"] = url
 
 
@@ -81,6 +85,33 @@ def eventually(true: Callable[[], object], within: float, every: float = 0.05) -
             return True
         time.sleep(every)
     return bool(true())
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server runs there."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def ask(url: str, what: str, question: dict[str, Any] | None = None) -> Any:
+    """What the Prefect server says to a GET, or to a POST of a question."""
+    data = None if question is None else json.dumps(question).encode()
+    request = urllib.request.Request(f"{url}/{what}", data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{what}: {error} {error.read().decode()}") from error
+
+
+def alone(home: Path) -> dict[str, str]:
+    """Environment of a user whose history lies in `home` and who has no server."""
+    ours = ("PREFECT_API_URL", *server.QUIET)
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return kept | {"AL_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
 
 
 def stop(process: subprocess.Popen[str]) -> None:

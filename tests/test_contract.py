@@ -16,12 +16,7 @@ from al_models.detector import Detector
 from al_models.registry import detector_class
 from al_models.types import Prediction, Runtime, Traits
 
-EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("ae_ssim", "higher_is_more_anomalous"): (
-        "after the few steps of its quick training all is reconstructed as near black, whose sign is luck (2 of 6 "
-        "seeds pass); test_ae_ssim.py trains for long enough"
-    ),
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 """(method, check) -> why the sentence is not true of this method; strict, so that it goes when it becomes true."""
 
 

@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
+STEPS = {"ingest", "prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate"}
 PADIM = MethodRun(name="padim", params={"image_size": 64, "channels": 10})
 PATCHCORE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 0.05})
 IMPOSSIBLE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 5})
@@ -66,6 +67,7 @@ def run_file(store: Path, data: Path, *methods: MethodRun, categories: tuple[str
 
 def run_flow(run: RunFile, runner: str = "threads", workers: int | None = 1) -> Ended:
     """Run the flow in this process."""
+    run = run.model_copy(update={"runner": runner, "workers": workers})
     state = benchmark.with_options(task_runner=runner_for(runner, workers))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
@@ -145,7 +147,7 @@ def test_two_methods_are_compared_and_pictured(first: Ended) -> None:
     assert [record.status for record in first.outcome.records] == ["done", "done"]
     for record in first.outcome.records:
         assert {"image_auroc", "pixel_auroc", "pro", "iou_max"} <= record.metrics.keys()
-        assert set(record.seconds) == set("ingest prepare validate extract fit calibrate predict evaluate".split())
+        assert set(record.seconds) == STEPS
         assert record.counts["train"] == 6
         assert record.counts["calibration"] == 3
         assert record in list(read_records(first.store))
@@ -162,6 +164,16 @@ def test_every_runner_gives_the_same_bits(
     assert ended.state.is_completed()
     assert [figures(record) for record in ended.outcome.records] == [figures(r) for r in first.outcome.records]
     assert "padim" in ended.page
+
+
+def test_a_deployment_uses_the_runner_of_its_parameters(first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(first.store.url, tmp_path / "store")
+    run = run_file(tmp_path / "store", demo_root, IMPOSSIBLE, PADIM).model_copy(update={"workers": 2})
+    state = benchmark.with_options(task_runner=runner_for("threads", 1))(run, return_state=True)
+    outcome = state.result(raise_on_failure=False)
+    assert state.is_failed()
+    assert state.message == f"1 of 2 cells failed; see {outcome.report}"
+    assert [record.status for record in outcome.records] == ["failed", "done"]
 
 
 # nothing is done twice
@@ -251,6 +263,14 @@ def test_a_category_nothing_can_be_learned_from_fails_alone(demo_root: Path, tmp
     assert ended.state.message is not None
     assert ended.state.message.startswith("2 of 3 cells failed")
     assert reasons["lone"] in ended.page
+
+
+def test_a_category_without_test_images_is_learned_all_the_same(demo_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_root / "brick" / "train", tmp_path / "data" / "brick" / "train")
+    ended = run_flow(run_file(tmp_path / "store", tmp_path / "data", PADIM))
+    (record,) = ended.outcome.records
+    assert (record.status, record.metrics) == ("done", {})
+    assert (record.counts["train"], record.counts["calibration"]) == (5, 1)
 
 
 def test_images_to_inspect_have_scores_and_no_metrics(demo_root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,262 @@
+"""Evaluation of maps made by hand: judged at the masks' own size, and absent where there is nothing to judge."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from PIL import Image
+
+from storage.records import RunRecord, read_record
+from storage.samples import Sample
+from storage.store import Draft, Store
+from tasks.evaluate import evaluate
+from tasks.handles import Cell, Validated
+from tasks.ingest import ingest
+from tasks.prepare import prepare
+from tasks.report import report
+from tasks.steps import run_step
+from tasks.stored import accepted_samples
+from tasks.validate import validate
+
+SIDE = 32
+"""Of the maps; the images are larger."""
+SHAPE = (96, 64)
+ENOUGH = 19
+"""Held-out images that support a false-reject rate of 5 %."""
+
+MapOf = Callable[[Sample], np.ndarray]
+
+
+@dataclass
+class Bench:
+    """A category of few images, and what a method is made to say of them."""
+
+    root: Path
+    store: Store
+    held_out: int = ENOUGH
+
+    def picture(self, path: str, shape: tuple[int, int] = SHAPE) -> None:
+        """Another image of noise."""
+        seed = zlib.crc32(path.encode())  # equal paths, equal pixels
+        self._save(path, np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+    def mask(self, name: str, mask: np.ndarray) -> None:
+        """Of the defect `dent`; bool (h, w)."""
+        self._save(f"ground_truth/dent/{name}_mask.png", mask.astype(np.uint8) * 255)
+
+    def _save(self, path: str, pixels: np.ndarray) -> None:
+        target = self.root / "part" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+
+    def judge(self, map_of: MapOf, rate: float = 0.05) -> RunRecord:
+        """The record for these maps; an image's score is its map's maximum, held-out images score 0.01, 0.02, ..."""
+        for i in range(3):
+            self.picture(f"train/good/{i}.png")
+        self.picture("validation/good/0.png")
+        (category,) = ingest.fn(self.store.url, "mvtec_ad", str(self.root)).categories
+        validated = validate.fn(prepare.fn(category, SIDE))
+        model = self._output("models", lambda draft: {})
+        values = [round(0.01 * (i + 1), 2) for i in range(self.held_out)]
+        ids = [f"held-out-{i}" for i in range(self.held_out)]
+        calibration = self._output("calibrations", lambda d: {"ids": ids, "scores": values, "map_maxima": values})
+        maps = self._output("maps", lambda draft: self._predict(draft, validated, map_of))
+        cell = Cell("mvtec_ad", "part", "padim", {"image_size": SIDE}, false_reject_rate=rate)
+        return evaluate.fn(cell, validated, None, model, calibration, maps)
+
+    def _output(self, step: str, work: Callable[[Draft], dict[str, Any]]) -> str:
+        key = f"{step}/mvtec_ad/part/made-by-hand"
+        run_step(self.store, key, work)
+        return key
+
+    def _predict(self, draft: Draft, validated: Validated, map_of: MapOf) -> dict[str, Any]:
+        test = [sample for sample in accepted_samples(validated) if sample.split == "test"]
+        maps = np.array([map_of(sample) for sample in test], dtype=np.float16)  # (n, h, w)
+        if len(maps):  # as `predict` does: no test image, no array
+            place = self.store.zarr_store(f"{draft.folder}/maps")
+            zarr.create_array(store=place, data=maps, chunks=(2, SIDE, SIDE))
+        scores = [float(one.max()) for one in maps]
+        buffer = io.BytesIO()
+        pd.DataFrame({"id": [sample.id for sample in test], "score": scores}).to_parquet(buffer, index=False)
+        self.store.write_bytes(f"{draft.folder}/scores.parquet", buffer.getvalue())
+        return {"ids": [sample.id for sample in test]}
+
+    def images(self, record: RunRecord) -> pd.DataFrame:
+        """The table of images, by path."""
+        folder = self.store.get(record.keys["evaluation"]).folder
+        return pd.read_parquet(io.BytesIO(self.store.read_bytes(f"{folder}/images.parquet"))).set_index("path")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "data", Store(str(tmp_path / "store")))
+
+
+def constant(sample: Sample) -> np.ndarray:
+    """Says nothing."""
+    return np.full((SIDE, SIDE), 0.5)
+
+
+def corner(sample: Sample) -> np.ndarray:
+    """Sees every defect where `dent` draws it, and nothing on good images."""
+    found = np.full((SIDE, SIDE), 0.05)
+    if sample.label != "good":
+        found[: SIDE // 2, : SIDE // 2] = 0.9
+    return found
+
+
+def dent() -> np.ndarray:
+    """The upper left quarter."""
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[: SHAPE[0] // 2, : SHAPE[1] // 2] = True
+    return mask
+
+
+def fill(bench: Bench, good: int = 2, dents: int = 2) -> None:
+    """Test images of both kinds."""
+    for i in range(good):
+        bench.picture(f"test/good/{i}.png")
+    for i in range(dents):
+        bench.picture(f"test/dent/{i}.png")
+        bench.mask(str(i), dent())
+
+
+# what is judged
+
+
+def test_pixels_are_judged_at_the_masks_own_size(bench: Bench) -> None:
+    fine = np.zeros(SHAPE, dtype=bool)
+    fine[10, 20] = fine[50, 30:34] = True  # 5 pixels, which no map of 32 x 32 could hold
+    large = np.zeros((200, 100), dtype=bool)
+    large[0, :7] = True
+    bench.picture("test/dent/a.png")
+    bench.mask("a", fine)
+    bench.picture("test/dent/b.png", large.shape)
+    bench.mask("b", large)
+    bench.picture("test/good/c.png")
+    metrics = bench.judge(constant).metrics
+    # The average precision of a map that says nothing is the share of defective pixels.
+    assert metrics["pixel_ap"] == pytest.approx((5 + 7) / (2 * 96 * 64 + 200 * 100))
+    assert metrics["pixel_auroc"] == pytest.approx(0.5)
+    assert metrics["image_auroc"] == pytest.approx(0.5)
+
+
+def test_a_perfect_method_has_perfect_figures(bench: Bench) -> None:
+    fill(bench, good=2, dents=3)
+    record = bench.judge(corner)
+    assert {record.metrics[name] for name in ("image_auroc", "image_ap", "image_f1_max")} == {1.0}
+    # A map of a third of the mask's size blurs the edge.
+    assert record.metrics["pixel_auroc"] > 0.99
+    assert record.metrics["iou_max"] > 0.9
+    assert record.metrics["pro"] > 0.95
+    assert record.metrics["iou_at_threshold"] > 0.85
+    expected = {"train": 3, "calibration": ENOUGH, "test_good": 2, "test_anomalous": 3, "test_unknown": 0}
+    assert {name: record.counts[name] for name in expected} == expected
+    images = bench.images(record)
+    assert images.loc["part/test/dent/0.png", "decision"] == "reject"
+    assert images.loc["part/test/good/0.png", "decision"] == "accept"
+
+
+def test_an_unknown_mask_counts_for_the_image_and_not_for_its_pixels(bench: Bench) -> None:
+    fill(bench, good=1, dents=1)
+    bench.picture("test/dent/unmasked.png", (50, 50))
+    record = bench.judge(constant)
+    assert record.counts["without_mask"] == 1
+    assert record.counts["test_anomalous"] == 2
+    assert record.metrics["pixel_ap"] == pytest.approx(dent().sum() / (2 * 96 * 64))
+    assert record.metrics["image_ap"] == pytest.approx(2 / 3)
+    assert pd.isna(bench.images(record).loc["part/test/dent/unmasked.png", "iou_best"])
+
+
+def test_without_any_mask_only_images_are_judged(bench: Bench) -> None:
+    bench.picture("test/good/0.png")
+    bench.picture("test/dent/0.png")
+    record = bench.judge(corner)
+    assert set(record.metrics) == {"image_auroc", "image_ap", "image_f1_max"}
+    assert record.counts["without_mask"] == 1
+
+
+def test_good_images_alone_have_no_metrics_but_a_false_reject_rate(bench: Bench) -> None:
+    fill(bench, good=2, dents=0)
+    record = bench.judge(constant)
+    assert record.metrics == {}
+    did = record.calibration["realised"]
+    assert did["false_reject_rate"] == 1.0  # all score 0.5, above each held-out image
+    assert "miss_rate" not in did
+
+
+def test_a_category_without_test_images_is_no_fault(bench: Bench, tmp_path: Path) -> None:
+    record = bench.judge(constant)
+    assert record.status == "done"
+    assert record.metrics == {}
+    assert record.calibration["realised"] == {}
+    assert [record.counts[f"test_{label}"] for label in ("good", "anomalous", "unknown")] == [0, 0, 0]
+    assert len(bench.images(record)) == 0
+    page = Path(report.fn(bench.store.url, str(tmp_path / "report"))).read_text()
+    assert "part" in page
+
+
+# the threshold
+
+
+def test_too_few_held_out_images_give_no_threshold_and_say_how_many_are_needed(bench: Bench) -> None:
+    bench.held_out = ENOUGH - 1
+    fill(bench)
+    record = bench.judge(corner)
+    by_image = record.calibration["image"]
+    assert by_image["value"] is None
+    assert "needs at least 19 held-out good images, there are 18" in by_image["note"]
+    assert record.calibration["realised"] == {}
+    assert "iou_at_threshold" not in record.metrics
+    assert record.metrics["image_auroc"] == 1.0
+    assert set(bench.images(record)["decision"]) == {"none"}
+
+
+def test_the_threshold_comes_from_held_out_images_alone(bench: Bench) -> None:
+    fill(bench)
+    record = bench.judge(corner)
+    for kind in ("image", "pixel"):
+        assert record.calibration[kind]["value"] == pytest.approx(0.19)  # the largest of 19: k = ceil(20 * 0.95)
+        assert record.calibration[kind]["note"] is None
+    did = record.calibration["realised"]
+    assert (did["false_reject_rate"], did["miss_rate"]) == (0.0, 0.0)
+    assert did["miss_interval"][0] == 0.0
+    assert 0.5 < did["miss_interval"][1] < 1.0  # two images prove little
+    images = bench.images(record)
+    assert images.loc["part/test/dent/0.png", "p_value"] == pytest.approx(1 / 20)
+    assert images.loc["part/test/good/0.png", "p_value"] == pytest.approx(16 / 20)
+
+
+def test_another_rate_is_another_evaluation_of_the_same_maps(bench: Bench) -> None:
+    fill(bench)
+    strict = bench.judge(corner)
+    loose = bench.judge(corner, rate=0.5)
+    assert strict.keys["maps"] == loose.keys["maps"]
+    assert strict.keys["evaluation"] != loose.keys["evaluation"]
+    assert loose.calibration["image"]["value"] == pytest.approx(0.1)
+
+
+# the record
+
+
+def test_the_record_is_kept_and_not_written_again(bench: Bench) -> None:
+    fill(bench)
+    record = bench.judge(corner)
+    path = Path(bench.store.path(record.key()))
+    assert read_record(bench.store, record.key()) == record
+    written = path.stat().st_mtime_ns
+    assert bench.judge(corner) == record
+    assert path.stat().st_mtime_ns == written
+    assert record.params["image_size"] == SIDE
+    assert {"prepare", "validate", "fit", "predict", "evaluate"} <= set(record.seconds)
+    assert record.peak_memory_mb > 0
+    assert {"data", "code", "model", "maps"} <= set(record.fingerprints)

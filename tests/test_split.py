@@ -1,0 +1,68 @@
+"""Laws of the split between learning and calibration, whatever the images are."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from storage.samples import Sample
+from tasks.split import HELD_OUT, fit_and_calibration
+
+names = st.text("0123456789abcdef", min_size=4, max_size=8)
+trains = st.sets(names, min_size=2, max_size=60).map(sorted)
+seeds = st.integers(0, 2**31)
+
+
+def sample(name: str, split: str = "train", label: str = "good") -> Sample:
+    return Sample(name, f"{split}/{name}.png", "d", "c", split, label, label)  # type: ignore[arg-type]
+
+
+@given(trains, seeds)
+def test_each_training_image_is_learned_from_or_held_out(train: list[str], seed: int) -> None:
+    fitted, held_out = fit_and_calibration([sample(name) for name in train], seed)
+    assert sorted(fitted + held_out) == train
+    assert len(held_out) == max(1, round(HELD_OUT * len(train)))
+    assert fitted
+
+
+@given(trains, seeds, st.randoms(use_true_random=False))
+def test_the_draw_depends_on_content_and_seed_alone(train: list[str], seed: int, random: object) -> None:
+    samples = [sample(name) for name in train]
+    shuffled = samples.copy()
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    first, second = fit_and_calibration(samples, seed), fit_and_calibration(shuffled, seed)
+    assert [set(ids) for ids in first] == [set(ids) for ids in second]
+
+
+@given(trains, seeds, names)
+@settings(max_examples=200)
+def test_a_new_image_moves_at_most_one_other(train: list[str], seed: int, new: str) -> None:
+    """A night's new image may enter or leave the held-out ones, or push one in; the others stay where they were."""
+    before = set(fit_and_calibration([sample(name) for name in train], seed)[1])
+    after = set(fit_and_calibration([sample(name) for name in {*train, new}], seed)[1])
+    moved = (before ^ after) - {new}
+    assert len(moved) <= 1
+
+
+@given(trains, st.sets(names, min_size=1, max_size=10), seeds)
+def test_an_own_validation_split_calibrates(train: list[str], own: set[str], seed: int) -> None:
+    own -= set(train)
+    samples = [sample(name) for name in train] + [sample(name, "validation") for name in sorted(own)]
+    fitted, held_out = fit_and_calibration(samples, seed)
+    if own:
+        assert (fitted, held_out) == (train, sorted(own))
+    else:
+        assert set(held_out) < set(train)
+
+
+@given(trains, seeds)
+def test_nothing_of_the_test_split_is_ever_used(train: list[str], seed: int) -> None:
+    samples = [sample(name) for name in train]
+    test = [sample(f"t{name}", "test", label) for name in train for label in ("good", "anomalous", "unknown")]
+    assert fit_and_calibration(samples + test, seed) == fit_and_calibration(samples, seed)
+
+
+def test_seeds_draw_differently() -> None:
+    samples = [sample(f"{i:04x}") for i in range(100)]
+    draws = {tuple(fit_and_calibration(samples, seed)[1]) for seed in range(5)}
+    assert len(draws) == 5
