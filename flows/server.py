@@ -33,7 +33,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a second, forgetful server behind our back
     "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,al_models,storage",  # what our steps say is read in the UI,
-    "PREFECT_LOGGING_ROOT_LEVEL": "INFO",  # from this level on (Prefect gives its extra loggers handlers, but no level),
+    "PREFECT_LOGGING_ROOT_LEVEL": "INFO",  # from this level on (Prefect gives extra loggers handlers, but no level),
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # and not between the lines of the terminal's table
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a step called outside of a flow has nowhere to log to
     "DASK_LOGGING__DISTRIBUTED": "warning",

@@ -10,10 +10,10 @@ The paper's: gray images resized to 256, patches of 128, the network of Table 1 
 of 11, ADAM (learning rate 2e-4, weight decay 1e-5), 200 epochs of 10,000 patches; at test time patches at a stride of
 30 whose residual maps are averaged.
 
-Ours: batches of 16, drawn with replacement from the 10,000 patches; He's initial weights (see `_initialise`); the Gaussian SSIM window of Wang et al. 2004 (the
-paper says only its size); training ends before 200 epochs when patches of held-out good images (10 % of those given)
-stop getting better, and the best weights are kept; a last patch at each border, so that every pixel is covered; the
-image score, which the paper does not define, is the maximum of the map.
+Ours: batches of 16, drawn with replacement from the 10,000 patches; He's initial weights (see `_initialise`); the
+Gaussian SSIM window of Wang et al. 2004 (the paper says only its size); training ends before 200 epochs when patches
+of held-out good images (10 % of those given) stop getting better, and the best weights are kept; a last patch at each
+border, so that every pixel is covered; the image score, which the paper does not define, is the maximum of the map.
 
 Shape letters: n images or patches, h = w = image_size.
 """
