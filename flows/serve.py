@@ -33,7 +33,7 @@ def serve(port: int, console: Console) -> None:
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
-            worker.send_signal(signal.SIGINT)
+            worker.terminate()  # which the worker takes for Ctrl-C once it runs, and which ends it silently before
             with suppress(subprocess.TimeoutExpired):
                 worker.wait(15)
             worker.kill()

@@ -100,11 +100,16 @@ def ask(url: str, what: str, question: dict[str, Any] | None = None) -> Any:
     """What the Prefect server says to a GET, or to a POST of a question."""
     data = None if question is None else json.dumps(question).encode()
     request = urllib.request.Request(f"{url}/{what}", data, {"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise AssertionError(f"{what}: {error} {error.read().decode()}") from error
+    for _ in range(20):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            problem = f"{what}: {error} {error.read().decode()}"
+            if error.code != 503:  # "try again", as while another process writes to SQLite; Prefect's own client does
+                break
+            time.sleep(0.5)
+    raise AssertionError(problem)
 
 
 def alone(home: Path) -> dict[str, str]:
