@@ -165,10 +165,10 @@ def _benchmark(run: RunFile) -> None:
     """Run the flow against the environment's Prefect server or the local one; exit 1 when a cell failed."""
     from flows import server
 
-    run.check()
-    _check_writable(run)
-    with server.connected() as url:
-        from flows.benchmark import benchmark as flow  # seconds of imports, while the server starts
+    with server.connected() as url:  # starts in the background, while seconds of imports go on here
+        run.check()
+        _check_writable(run)
+        from flows.benchmark import benchmark as flow
         from flows.runners import runner_for
 
         server.wait_for(url)

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock
@@ -93,11 +94,19 @@ def start(port: int) -> str:
 
 def _running() -> str | None:
     """URL of a server whose keeper is alive."""
-    with suppress(OSError, ValueError, KeyError, psutil.Error):
-        state = json.loads((home() / "server.json").read_text())
+    with suppress(KeyError, psutil.Error):
+        state = _state()
         if _lives(state["keeper"], state["since"]):
             return str(state["url"])
     return None
+
+
+def _state() -> dict[str, Any]:
+    """What is written of the last server: url, keeper, since; empty when it ended in order."""
+    with suppress(OSError, ValueError):
+        found = json.loads((home() / "server.json").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _spawn_keeper(wanted: int) -> str:
@@ -105,7 +114,7 @@ def _spawn_keeper(wanted: int) -> str:
     url = f"http://127.0.0.1:{port}/api"
     with (home() / "server.log").open("ab") as log:
         keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.server", str(port)],  # -P: not a `flows` of the user's folder
+            [sys.executable, "-P", str(Path(__file__).resolve()), str(port)],  # -P: no module of the user's folder
             cwd=home(),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -130,7 +139,7 @@ def _free_port(wanted: int) -> int:
 def wait_for(url: str) -> None:
     """Return when the API answers. Raises ServerError when it does not."""
     deadline = time.monotonic() + _START_WITHIN_S
-    ours = _running() == url
+    ours = _state().get("url") == url
     while time.monotonic() < deadline:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             if answer.status == 200:
