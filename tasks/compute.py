@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
+from functools import cache
 
 import torch
 
@@ -16,6 +18,7 @@ from tasks.handles import Cell
 logger = logging.getLogger(__name__)
 
 _SAY_EVERY_S = 10.0
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def detector_of(cell: Cell) -> Detector:
@@ -25,6 +28,7 @@ def detector_of(cell: Cell) -> Detector:
 
 def device_of(asked: str) -> str:
     """`auto` is a GPU where there is one. Raises InvalidInput for a device this process does not have."""
+    _reuse_freed_memory()
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():
@@ -42,6 +46,19 @@ def runtime_of(cell: Cell, checkpoints: Checkpoints | None = None) -> Runtime:
         progress=_Teller(cell.name),
         checkpoints=checkpoints,
     )
+
+
+@cache
+def _reuse_freed_memory() -> None:
+    """Have glibc keep freed memory (up to 512 MB) instead of returning each large tensor to the system.
+
+    By default every activation is mapped, faulted in page by page and unmapped again: half of the extraction's time on
+    a CPU. Other C libraries are left as they are.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**29)
 
 
 def _bfloat16_pays(device: str) -> bool:
