@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from functools import cache
 
 import torch
 
@@ -18,7 +17,7 @@ from tasks.handles import Cell
 logger = logging.getLogger(__name__)
 
 _SAY_EVERY_S = 10.0
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
 
 
 def detector_of(cell: Cell) -> Detector:
@@ -28,7 +27,6 @@ def detector_of(cell: Cell) -> Detector:
 
 def device_of(asked: str) -> str:
     """`auto` is a GPU where there is one. Raises InvalidInput for a device this process does not have."""
-    _reuse_freed_memory()
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():
@@ -48,7 +46,6 @@ def runtime_of(cell: Cell, checkpoints: Checkpoints | None = None) -> Runtime:
     )
 
 
-@cache
 def _reuse_freed_memory() -> None:
     """Have glibc keep freed memory (up to 512 MB) instead of returning each large tensor to the system.
 
@@ -57,8 +54,12 @@ def _reuse_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_ARENA_MAX, 1)  # a thread's own arena is too small for a tensor
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**29)
+
+
+_reuse_freed_memory()  # at import: a thread keeps the arena it was dealt when it started
 
 
 def _bfloat16_pays(device: str) -> bool:
