@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
+from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture
 from rich.console import Console
@@ -69,9 +71,9 @@ class Watch:
             update_progress_artifact(self.progress, progress=round(100 * (1 - len(self.waiting) / self.of), 1))
         create_markdown_artifact(result_table_markdown(records), key="results", description="cells so far")
         if last.status == "done":
-            picture = base64.b64encode(sample_picture(self.store, last)).decode()
+            picture = _small_jpeg(sample_picture(self.store, last))
             create_markdown_artifact(
-                f"![anomaly maps](data:image/png;base64,{picture})",
+                f"![anomaly maps](data:image/jpeg;base64,{picture})",
                 key=_key("maps", last.method, last.dataset, last.category, str(last.seed)),
                 description=f"{last.method} on {last.dataset}/{last.category}, seed {last.seed}",
             )
@@ -79,6 +81,14 @@ class Watch:
     def report(self, path: str) -> None:
         """The report is written."""
         create_markdown_artifact(f"[index.html](file://{path})\n\n`{path}`", key="report", description="the report")
+
+
+def _small_jpeg(png: bytes) -> str:
+    """The picture as base64, some tens of kB: the UI shows nothing of a markdown artifact of a megabyte."""
+    image, small = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    image.thumbnail((800, 800))
+    image.save(small, "JPEG", quality=75)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def _key(*parts: Iterable[str]) -> str:

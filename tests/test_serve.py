@@ -140,7 +140,7 @@ def test_the_ui_shows_steps_artifacts_and_what_the_steps_say(
     assert set(artifacts) == {"benchmark", "results", "maps-padim-mvtec-ad-brick-0", "report"}
     assert artifacts["benchmark"]["data"] == 100.0
     assert "padim" in artifacts["results"]["data"]
-    assert "data:image/png;base64," in artifacts["maps-padim-mvtec-ad-brick-0"]["data"]
+    assert "data:image/jpeg;base64," in artifacts["maps-padim-mvtec-ad-brick-0"]["data"]
     assert str(served.folder / "report" / "index.html") in artifacts["report"]["data"]
 
     logs = ask(served.url, "logs/filter", {"logs": {"flow_run_id": {"any_": [run[1]["id"]]}}})
