@@ -14,6 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from zarr.codecs import ZstdCodec
 
+from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
 from al_models.parts.weights import weights_fingerprint
 from al_models.types import FeatureSpec
@@ -26,7 +27,6 @@ from tasks.stored import StoredSource, accepted_samples
 CHUNK = 16
 SHARD = 64
 """Images written at once, so that parallel or cut writers never share a shard."""
-FLOAT16_MAX = 65504.0
 
 
 @task(

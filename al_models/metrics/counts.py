@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
 from al_models.metrics.curves import Sweep, area_to_limit, from_zero, thin
 from al_models.metrics.resize import resize_map
 
 N_KEYS = 65_536
-FLOAT16_MAX = 65504.0
 BELOW_ALL = -65520.0
 """Rounds to -inf in float16: a threshold that every pixel exceeds."""
 REGION_UNITS = 2**40
