@@ -6,7 +6,6 @@ import json
 from functools import partial
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,7 +17,7 @@ from tasks.compute import detector_of, runtime_of
 from tasks.handles import Cell, Validated
 from tasks.split import fit_and_calibration
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples
+from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 
 
 @task(
@@ -83,8 +82,7 @@ def _fit(
     ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed)
     checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
     detector.fit(source_for(detector, validated, features, ids, batch_size=32), runtime_of(cell, checkpoints))
-    state = {name: np.ascontiguousarray(value) for name, value in detector.state().items()}
-    store.write_bytes(f"{draft.folder}/state.safetensors", safetensors.numpy.save(state))
+    store.write_bytes(f"{draft.folder}/state.safetensors", as_safetensors(detector.state()))
     store.write_bytes(f"{draft.folder}/params.json", json.dumps(detector.params(), indent=1).encode())
     checkpoints.forget()
     return {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -109,11 +109,17 @@ class StoredCheckpoints:
 
     def save(self, state: dict[str, np.ndarray]) -> None:
         """Replace the saved state."""
-        self.store.write_bytes(self.key, safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in state.items()}))
+        self.store.write_bytes(self.key, as_safetensors(state))
 
     def forget(self) -> None:
         """The fit is finished."""
         self.store.delete(self.key)
+
+
+def as_safetensors(state: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as bytes, of the same shapes."""
+    # Not np.ascontiguousarray: it makes one dimension of none, and a counter would come back as a list of one.
+    return safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in state.items()})
 
 
 def accepted_samples(validated: Validated) -> list[Sample]:
