@@ -1,29 +1,40 @@
-"""Thresholds that reject at most a stated share of good images, from held-out good images alone.
+"""Thresholds and p-values from held-out good images alone.
 
 Split conformal prediction: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Angelopoulos and
 Bates, A Gentle Introduction to Conformal Prediction, arXiv:2107.07511, section 1. If the held-out good images and a
 new good image are exchangeable (drawn alike, and none of them seen by the fit), the new one is equally likely to take
 any rank among all n + 1, whatever the detector. The k-th smallest held-out score, k = ceil((n + 1)(1 - rate)), is
-therefore exceeded with probability at most `rate`. The probability is over the held-out images too: one particular
-threshold may do somewhat worse or better, the more so the fewer images it comes from.
+therefore exceeded with probability at most `rate`; no rate below 1 / (n + 1) can be had. The probability is over the
+held-out images too: one particular threshold does somewhat worse or better, and `expected_rate` says by how much.
 
 The same holds for pixels when each image's score is the maximum of its map: at most `rate` of the good images show any
 pixel above the threshold. Bilinear resizing keeps that true, since it never raises a maximum, and so does rounding maps
 and threshold to float16, since it never changes an order.
+
+Labelled defects set nothing here: `missed` and `realised` report what a threshold that is fixed already does to them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal, get_args
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-from al_models.errors import InvalidInput
+from al_models.errors import InvalidInput, unknown
+from al_models.metrics.keys import HIGHEST, LOWEST, N_KEYS, keys_of
 
 CONFIDENCE = 0.95
+RATES = (0.005, 0.01, 0.05)
+"""False-reject rates that are asked for unless others are."""
+_IMAGE_UNITS = 2**40
+"""A whole image in fixed point: shares of its pixels are kept within 5e-13, and int64 holds 8 million images."""
+Per = Literal["pixel", "image"]
+PER: tuple[Per, ...] = get_args(Per)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,49 @@ def conformal_threshold(scores: np.ndarray, rate: float) -> Threshold:
     return Threshold(rate=float(rate), value=value, n=n, smallest_rate=1 / (n + 1))
 
 
+def conformal_thresholds(scores: np.ndarray, rates: Sequence[float] = RATES) -> tuple[Threshold, ...]:
+    """The `conformal_threshold` of each rate from the same held-out scores [n], in the order asked.
+
+    Each keeps its own promise; that all of them do at once is not promised. A lower rate never gets a lower value.
+    """
+    return tuple(conformal_threshold(scores, rate) for rate in rates)
+
+
+@dataclass(frozen=True)
+class RateRange:
+    """What false-reject rate to expect of one threshold."""
+
+    mean: float
+    """Over all sets of held-out images; at most the rate asked for."""
+    low: float
+    high: float
+    """Where the rate of a threshold lies with probability `confidence`, as much left out on either side."""
+    confidence: float
+
+
+def expected_rate(n: int, rate: float, n_new: int | None = None, confidence: float = CONFIDENCE) -> RateRange | None:
+    """What share of good images a threshold of n held-out ones rejects; None when n images do not support the rate.
+
+    Of all good images there are, exactly Beta(l, n + 1 - l), l = floor((n + 1) rate), when no two scores are equal
+    (Vovk, Conditional Validity of Inductive Conformal Predictors, ACML 2012; arXiv:2107.07511, section 3.2). With
+    `n_new`, of that many new ones: beta-binomial, so wider. Where scores are equal it rejects less: `mean` and `high`
+    still bound it, `low` does not. Raises InvalidInput for a rate or confidence outside (0, 1) or a negative number.
+    """
+    if n < 0 or (n_new is not None and n_new < 1):
+        raise InvalidInput(f"n is {n} and n_new is {n_new}; give numbers of images, n_new at least 1")
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"the confidence is {confidence}; give a share between 0 and 1, such as 0.95")
+    allowed = math.floor((n + 1) * _exact(rate))
+    if not allowed:
+        return None
+    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    if n_new is None:
+        low, high = special.betaincinv(allowed, n + 1 - allowed, tails)
+    else:
+        low, high = stats.betabinom(n_new, allowed, n + 1 - allowed).ppf(tails) / n_new
+    return RateRange(allowed / (n + 1), float(low), float(high), confidence)
+
+
 def p_values(calibration_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Conformal p-values float64 [m] of scores [m]: (1 + held-out scores [n] at least as high) / (n + 1).
 
@@ -99,12 +153,117 @@ def realised(scores: np.ndarray, labels: np.ndarray, threshold: Threshold) -> di
     }
 
 
+def missed(scores: np.ndarray, threshold: Threshold) -> dict[str, float]:
+    """Of a few labelled defects, scores [m], the `miss_rate` with its 95 % interval `miss_low`, `miss_high`.
+
+    It reports and never moves the threshold: one fitted to known defects would promise nothing for unknown ones. Empty
+    without defects, or when the threshold has no value.
+    """
+    scores = _scores("scores of defects", scores)
+    return realised(scores, np.ones(len(scores), bool), threshold)
+
+
 def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact interval of a binomial probability seen `hits` times in `n` (Clopper and Pearson, 1934)."""
     tail = (1 - confidence) / 2
     low = float(special.betaincinv(hits, n - hits + 1, tail)) if hits > 0 else 0.0
     high = float(special.betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0
     return low, high
+
+
+# --- maps ---
+
+
+@dataclass(eq=False)
+class HeldOutPixels:
+    """The map values of held-out good images, from which other maps get p-values; 1 MiB whatever the images.
+
+    Values count as rounded to float16; everything is exact from there on, and parts merge to the bit in any order.
+    """
+
+    shares: np.ndarray = field(default_factory=lambda: np.zeros(N_KEYS, np.int64))
+    """int64 [65536]: sum over the images of the share of pixels with this key, in units of 2^-40 image."""
+    maxima: np.ndarray = field(default_factory=lambda: np.zeros(N_KEYS, np.int64))
+    """int64 [65536]: images by the key of their highest value."""
+    ids: set[str] = field(default_factory=set)
+    """The images."""
+
+    def add(self, image_id: str, map: np.ndarray) -> None:
+        """Add the map, float of any shape, of one image. Raises InvalidInput for a map `pixel_p_values` refuses."""
+        if image_id in self.ids:
+            raise InvalidInput(f"image {image_id} is held out already; add each image once")
+        counts = np.bincount(_map_keys(map), minlength=N_KEYS)
+        # The running share is rounded, not each value's: errors do not pile up, and an image sums to one exactly.
+        running = np.rint(np.cumsum(counts[::-1]) / counts.sum() * _IMAGE_UNITS).astype(np.int64)
+        self.shares += np.diff(running, prepend=0)[::-1]
+        self.maxima[np.flatnonzero(counts)[-1]] += 1
+        self.ids.add(image_id)
+
+    def merge(self, other: HeldOutPixels) -> HeldOutPixels:
+        """The images of both, as a new whole. Raises InvalidInput for an image in both."""
+        both = self.ids & other.ids
+        if both:
+            raise InvalidInput(f"image {min(both)} is in both parts; merge parts that share no image")
+        return HeldOutPixels(self.shares + other.shares, self.maxima + other.maxima, self.ids | other.ids)
+
+    def p_by_key(self, per: Per) -> np.ndarray:
+        """The p-value of each key, float64 [65536], falling as the key rises."""
+        counts, unit = (self.shares, _IMAGE_UNITS) if per == "pixel" else (self.maxima, 1)
+        at_least = np.cumsum(counts[::-1])[::-1]
+        return (unit + at_least) / (unit * (len(self.ids) + 1))
+
+
+def pixel_p_values(map: np.ndarray, held_out: HeldOutPixels, per: Per = "pixel") -> np.ndarray:
+    """A p-value for each pixel of a map, float64 of the map's shape; higher values never get higher p.
+
+    Both kinds hold on average over held-out images and a new good image that is exchangeable with them, whatever the
+    dependence of pixels within an image:
+
+    - per "pixel": (1 + sum over held-out images of the share of their pixels at least as high) / (n + 1). The
+      expected share of the new image's pixels with p <= a is at most a. Nothing is said of all its pixels at once: a
+      good image that is bright as a whole may have all of them below a.
+    - per "image": (1 + held-out images with any pixel at least as high) / (n + 1). The probability that ANY pixel of
+      the new image has p <= a is at most a. It is never below the former, and p <= a exactly where the (rounded) value
+      exceeds `conformal_threshold(maxima, a)`. Most pixels are lower than all maxima: their p is 1.
+
+    Neither falls below 1 / (n + 1). Counting each held-out pixel as an observation of its own would, but its promise
+    fails: pixels of an image are alike, and one image in a hundred that is brighter all over puts a hundredth of all
+    pixels beyond anything n images have shown, however many pixels each has. Equal values count as higher, which only
+    raises p. Compare maps of the size that was held out: resized maps are smoother. Raises InvalidInput for NaN, inf
+    or values beyond float16.
+    """
+    if per not in PER:
+        raise unknown("kind of p-value", per, PER)
+    map = np.asarray(map)
+    return held_out.p_by_key(per)[_map_keys(map)].reshape(map.shape)
+
+
+def log10_p_map(map: np.ndarray, held_out: HeldOutPixels, per: Per = "pixel") -> np.ndarray:
+    """The map as -log10 of its `pixel_p_values`, float32 of its shape: 2 means 1 in 100, whatever the method.
+
+    It lies in 0..log10(n + 1) (1.6 for 40 held-out images): beyond what they have shown, all values are equal. Apart
+    from such ties the order of pixels stays, between images too. All 0 without held-out images. Memory: twice the map.
+    """
+    if per not in PER:
+        raise unknown("kind of p-value", per, PER)
+    map = np.asarray(map)
+    evidence = np.log10(1 / held_out.p_by_key(per)).astype(np.float32)
+    return evidence[_map_keys(map)].reshape(map.shape)
+
+
+def _map_keys(map: np.ndarray) -> np.ndarray:
+    """uint16 keys [pixels]."""
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes inf and is refused below
+        keys = keys_of(np.asarray(map).ravel().astype(np.float16))
+    if len(keys) == 0 or keys.min() < LOWEST or keys.max() > HIGHEST:
+        raise InvalidInput(
+            f"a map of shape {np.shape(map)} is empty, or holds NaN, inf or a value beyond float16; check the model "
+            "that made it"
+        )
+    return keys
+
+
+# --- shared ---
 
 
 def _rate(name: str, hit: np.ndarray) -> dict[str, float]:

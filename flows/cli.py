@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,8 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from flows.benchmark import Outcome
-    from flows.runfile import RunFile
+    from flows.runfile import IngestRun, RunFile
+
+_Model = TypeVar("_Model", bound="BaseModel")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn what good looks like from good images alone; show, pixel by pixel, what is not.",
 )
+datasets_app = typer.Typer(add_completion=False)
+app.add_typer(datasets_app, name="datasets")
 console = Console(markup=False, emoji=False)  # what stands in brackets is a reason or a path, never a colour
 errors = Console(stderr=True, emoji=False)
 
@@ -66,9 +73,11 @@ def demo(store: StoreOption = "al-demo/store", report: ReportOption = "al-demo/r
 @app.command()
 def benchmark(
     run_file: Annotated[Path | None, typer.Argument(help="Run file (TOML); options given beside it win.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="LAYOUT=FOLDER, such as mvtec_ad=data/mvtec.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER, such as mvtec_ad=data/mvtec.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
     inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="METHOD.OPTION=VALUE, the value as JSON.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="May be repeated; spread is reported.")] = None,
@@ -80,7 +89,7 @@ def benchmark(
     workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
 ) -> None:
     """Compare methods on data sets: every method on every category, unless some are named."""
-    from flows.runfile import read_run_file
+    from flows.runfile import RunFile, read_run_file
 
     values = read_run_file(run_file).model_dump() if run_file else {}
     given = {
@@ -91,13 +100,49 @@ def benchmark(
         "runner": runner,
         "workers": workers,
         "seeds": seed,
-        "data": [_source(text, category, inspect) for text in data] if data else None,
+        "data": [_source(text, category, _options(option, inspect)) for text in data] if data else None,
+        "validation": _policy(rule, values.get("validation")),
         "methods": _methods(method, param, values.get("methods")),
     }
     values.update({name: value for name, value in given.items() if value is not None})
     if category and not data:
         values["data"] = [source | {"categories": category} for source in values.get("data", [])]
-    _benchmark(_run_of(values))
+    _benchmark(_checked(RunFile, values))
+
+
+@app.command()
+def ingest(
+    name: Annotated[str, typer.Argument(help="Data set (see `al datasets`), or a run file (TOML).")],
+    root: Annotated[str | None, typer.Option(help="Its folder.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
+    inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch it first, where that is offered.")] = False,
+    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
+    report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
+    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+) -> None:
+    """Take a data set in and judge it: what is usable, what is wrong and why, on one page."""
+    from flows.runfile import IngestRun, RunFile, RunFileError, read_run_file
+
+    if name.endswith(".toml"):
+        values = read_run_file(Path(name)).model_dump(include=set(IngestRun.model_fields) & set(RunFile.model_fields))
+    elif root is None:
+        raise RunFileError(f"where {name} lies was not given; use --root FOLDER")
+    else:
+        values = {"data": [_source(f"{name}={root}", category, _options(option, inspect))]}
+    given = {
+        "store": store,
+        "report": report,
+        "device": device,
+        "runner": runner,
+        "download": download,
+        "validation": _policy(rule, values.get("validation")),
+    }
+    values.update({key: value for key, value in given.items() if value is not None})
+    _ingest(_checked(IngestRun, values))
 
 
 @app.command()
@@ -111,15 +156,42 @@ def methods() -> None:
     console.print(table)
 
 
-@app.command()
-def datasets() -> None:
-    """List the data-set layouts: licence, where to get them."""
-    from storage.datasets import DATASETS
+@datasets_app.callback(invoke_without_command=True)
+def datasets(context: typer.Context) -> None:
+    """List the data sets: what they show, categories, images, licence. `al datasets show NAME` tells more."""
+    from storage.datasets import DATASETS, about
 
-    table = Table("data set", "what", "licence", "where from", box=None)
-    for name, row in DATASETS.items():
-        table.add_row(name, row.title, row.licence, row.source)
+    if context.invoked_subcommand is not None:
+        return
+    table = Table("data set", "what", "categories", "images", "licence", box=None)
+    for name in DATASETS:
+        facts = about(name)
+        table.add_row(name, facts.title, str(len(facts.categories) or "–"), str(facts.images or "–"), facts.licence)
     console.print(table)
+
+
+@datasets_app.command("show")
+def show_dataset(name: Annotated[str, typer.Argument(help="Name of the data set.")]) -> None:
+    """Say how to get a data set, what its folder must look like, and what its options are."""
+    from storage.datasets import about, options_of
+
+    facts = about(name)
+    lines = {
+        "licence": facts.licence,
+        "home page": facts.home,
+        "cite": facts.citation,
+        "categories": ", ".join(facts.categories),
+        "images": str(facts.images or ""),
+        "split": facts.split,
+        "to get it": facts.obtain,
+        "direct": f"al ingest {name} --root DIR --download" if facts.downloads else "",
+        "options": ", ".join(f"{option} = {json.dumps(value)}" for option, value in options_of(name).items()),
+    }
+    console.print(f"{name}: {facts.title}\n", highlight=False, soft_wrap=True)
+    for title, text in lines.items():
+        if text:
+            console.print(f"{title:>11}  {text}", highlight=False, soft_wrap=True)
+    console.print(f"\nexpected below DIR:\n{facts.tree}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,27 +234,46 @@ def serve(
 
 
 def _benchmark(run: RunFile) -> None:
-    """Run the flow against the environment's Prefect server or the local one; exit 1 when a cell failed."""
+    """Compare; exit 1 when a cell failed."""
+    outcome, failed = _run_flow("flows.benchmark:benchmark", run)
+    _show(outcome)
+    if failed:
+        sys.exit(1)
+
+
+def _ingest(run: IngestRun) -> None:
+    """Take in and judge; exit 1 when a category cannot be used."""
+    outcome, failed = _run_flow("flows.ingest:ingest", run)
+    for name, reason in outcome.unusable.items():
+        errors.print("[red]cannot be used:[/red]", escape(f"{name}: {reason}"), highlight=False, soft_wrap=True)
+    for name, reason in outcome.remarks.items():
+        errors.print("[yellow]not searched for suspects:[/yellow]", escape(f"{name}: {reason}"), highlight=False)
+    console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
+    if failed:
+        sys.exit(1)
+
+
+def _run_flow(entrypoint: str, run: RunFile | IngestRun) -> tuple[Any, bool]:
+    """(what the flow ended with, whether part of it failed); on the environment's Prefect server or a local one."""
     from flows import server
 
     with server.connected() as url:  # starts in the background, while seconds of imports go on here
         run.check()
         _check_writable(run)
-        from flows.benchmark import benchmark as flow
         from flows.runners import runner_for
 
+        module, name = entrypoint.split(":")
+        flow = getattr(import_module(module), name)
         server.wait_for(url)
         errors.print(f"watch at {url.removesuffix('/api')}", style="dim", highlight=False)
         state = flow.with_options(task_runner=runner_for(run.runner, run.workers))(run, return_state=True)
         outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
         raise outcome
-    _show(outcome)
-    if state.is_failed():
-        sys.exit(1)
+    return outcome, state.is_failed()
 
 
-def _check_writable(run: RunFile) -> None:
+def _check_writable(run: RunFile | IngestRun) -> None:
     """Raises RunFileError or StoreTooNew before hours of work would be lost for want of a place to keep them."""
     from flows.runfile import RunFileError
     from storage.store import Store
@@ -224,26 +315,54 @@ def _opened(url: str) -> Any:
     return store
 
 
-def _run_of(values: dict[str, Any]) -> RunFile:
+def _checked(model: type[_Model], values: dict[str, Any]) -> _Model:
     from pydantic import ValidationError
 
-    from flows.runfile import RunFile, RunFileError, explain
+    from flows.runfile import RunFileError, explain
 
     if not values.get("data"):
-        raise RunFileError("no data was given; use --data LAYOUT=FOLDER (see `al datasets`), a run file, or `al demo`")
+        raise RunFileError("no data was given; use --data NAME=FOLDER (see `al datasets`), a run file, or `al demo`")
     try:
-        return RunFile.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise RunFileError(explain(error)) from error
 
 
-def _source(text: str, categories: list[str] | None, inspect: str | None) -> dict[str, Any]:
+def _source(text: str, categories: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
     from flows.runfile import RunFileError
 
     dataset, equals, root = text.partition("=")
     if not equals or not root:
-        raise RunFileError(f"--data {text!r} was given; expected LAYOUT=FOLDER, such as mvtec_ad=data/mvtec")
-    return {"dataset": dataset, "root": root, "categories": categories, "inspect": inspect}
+        raise RunFileError(f"--data {text!r} was given; expected NAME=FOLDER, such as mvtec_ad=data/mvtec")
+    return {"dataset": dataset, "root": root, "categories": categories, "options": options}
+
+
+def _options(texts: list[str] | None, inspect: str | None) -> dict[str, Any]:
+    """Options of the reader, from KEY=VALUE."""
+    from flows.runfile import RunFileError
+
+    options: dict[str, Any] = {} if inspect is None else {"inspect": inspect}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise RunFileError(f"--option {text!r} was given; expected NAME=VALUE (see `al datasets show NAME`)")
+        options[name] = _json_or_text(value)
+    return options
+
+
+def _policy(rules: list[str] | None, in_file: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The policy of the run file with the rules given here; None when neither is given."""
+    from flows.runfile import RunFileError
+
+    if not rules:
+        return in_file
+    given = dict((in_file or {}).get("rules", {}))
+    for text in rules:
+        name, equals, severity = text.partition("=")
+        if not (name and equals):
+            raise RunFileError(f"--rule {text!r} was given; expected RULE=SEVERITY, such as near_duplicate=reject")
+        given[name] = severity
+    return {**(in_file or {}), "rules": given}
 
 
 def _methods(

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from al_models.errors import unknown
 from al_models.registry import METHODS, create
+from tasks.policy import Policy
 
 
 class RunFileError(ValueError):
@@ -26,7 +26,7 @@ class DataSource(_Strict):
     dataset: str = Field(description="Name of the layout: see `al datasets`")
     root: str = Field(description="Folder of the data set")
     categories: list[str] | None = Field(None, description="Some of its categories; all when left out")
-    inspect: str | None = Field(None, description="Folder of images to judge, beside a plain folder of good images")
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the layout: see `al datasets show NAME`")
 
 
 class MethodRun(_Strict):
@@ -36,20 +36,52 @@ class MethodRun(_Strict):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
-class RunFile(_Strict):
-    """A benchmark: each method on each category with each seed."""
+class _Run(_Strict):
+    """What every run is about, and where."""
 
     data: list[DataSource] = Field(min_length=1)
-    methods: list[MethodRun] = Field(default_factory=list, description="All methods when left out")
-    seeds: list[int] = Field(default=[0], min_length=1)
     store: str = Field("al-store", description="Folder or URL where outputs are kept and found again")
     report: str = Field("al-report", description="Folder the report is written to")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    validation: Policy = Field(default_factory=Policy, description="What is expected of the images, and what follows")
     runner: Literal["threads", "dask"] | Annotated[str, Field(pattern=r"^(tcp|tls)://")] = Field(
         "threads", description="threads, dask (local processes) or the address of a Dask scheduler, tcp://..."
     )
     workers: int | None = Field(None, ge=1, description="Steps at once (threads) or processes (dask)")
+
+    def _data_title(self) -> str:
+        return ", ".join(f"{s.dataset}/{'+'.join(s.categories)}" if s.categories else s.dataset for s in self.data)
+
+    def _check_data(self) -> None:
+        """Raises DatasetError for a data set or an option that does not exist, before anything is started."""
+        from storage.datasets import check_options
+
+        for source in self.data:
+            check_options(source.dataset, source.options)
+
+
+class IngestRun(_Run):
+    """Data sets to take in and to judge, with nothing learned from them."""
+
+    download: bool = Field(False, description="Fetch the data sets first, where their authors offer a direct address")
+
+    @property
+    def title(self) -> str:
+        """For people, in the UI."""
+        return self._data_title()
+
+    def check(self) -> IngestRun:
+        """The same, once every data set and option in it exists. Raises DatasetError with the nearest names."""
+        self._check_data()
+        return self
+
+
+class RunFile(_Run):
+    """A benchmark: each method on each category with each seed."""
+
+    methods: list[MethodRun] = Field(default_factory=list, description="All methods when left out")
+    seeds: list[int] = Field(default=[0], min_length=1)
+    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
     def asked_methods(self) -> list[MethodRun]:
         """The methods to run, all of the registry when none is named."""
@@ -58,18 +90,13 @@ class RunFile(_Strict):
     @property
     def title(self) -> str:
         """For people, in the UI: what is compared on what."""
-        data = ", ".join(f"{s.dataset}/{'+'.join(s.categories)}" if s.categories else s.dataset for s in self.data)
-        return f"{data}: {', '.join(dict.fromkeys(m.name for m in self.methods)) or 'all methods'}"
+        return f"{self._data_title()}: {', '.join(dict.fromkeys(m.name for m in self.methods)) or 'all methods'}"
 
     def check(self) -> RunFile:
-        """The same, once every method and option in it exists. Raises UnknownName with the nearest names."""
-        from storage.datasets import DATASETS
-
+        """The same, once every method, data set and option in it exists. Raises an error with the nearest names."""
         for method in self.asked_methods():
             create(method.name, **method.params)
-        for source in self.data:
-            if source.dataset not in DATASETS:
-                raise unknown("data set", source.dataset, DATASETS)
+        self._check_data()
         return self
 
 
@@ -94,6 +121,6 @@ def _explain_one(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{where}: {item['msg']} (given: {item['input']!r})"
-    model = {"data": DataSource, "methods": MethodRun}.get(str(item["loc"][0]), RunFile)
+    model = {"data": DataSource, "methods": MethodRun, "validation": Policy}.get(str(item["loc"][0]), RunFile)
     known = model if len(item["loc"]) > 1 else RunFile
     return f"{where}: unknown key; known are {', '.join(sorted(known.model_fields))}"

@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -49,21 +50,34 @@ def deploy(folder: Path) -> list[str]:
 
     from flows.benchmark import benchmark
     from flows.demo import demo_run
+    from flows.ingest import ingest
+    from flows.runfile import IngestRun
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    common: dict[str, Any] = {
+        "name": "local",
+        "work_pool_name": POOL,
+        "entrypoint_type": EntrypointType.MODULE_PATH,
+        "job_variables": {"working_dir": str(folder)},
+    }
     run = demo_run(store=str(folder / "al-demo" / "store"), report=str(folder / "al-demo" / "report"))
-    deployment = benchmark.to_deployment(
-        name="local",
-        description="Compare methods on data sets. The parameters are a run file's; the default is the demo.",
-        parameters={"run": run.model_dump()},
-        work_pool_name=POOL,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        job_variables={"working_dir": str(folder)},
-    )
-    deployment.apply()
-    return [f"{deployment.flow_name}/{deployment.name}"]
+    deployments = [
+        benchmark.to_deployment(
+            description="Compare methods on data sets. The parameters are a run file's; the default is the demo.",
+            parameters={"run": run.model_dump()},
+            **common,
+        ),
+        ingest.to_deployment(
+            description="Take data sets in and judge their images, with nothing learned from them.",
+            parameters={"run": IngestRun(data=run.data, store=run.store, report=run.report).model_dump()},
+            **common,
+        ),
+    ]
+    for deployment in deployments:
+        deployment.apply()
+    return [f"{deployment.flow_name}/{deployment.name}" for deployment in deployments]
 
 
 def _greet(console: Console, url: str, names: list[str]) -> None:

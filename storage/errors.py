@@ -32,3 +32,11 @@ class NotStorable(StorageError, ValueError):
 
 class Damaged(StorageError, RuntimeError):
     """Stored bytes that do not match their checksum or schema."""
+
+
+class MaskError(StorageError, ValueError):
+    """A mask that cannot be read."""
+
+
+class DownloadError(StorageError, RuntimeError):
+    """A file of a data set that could not be fetched, or is not what was published, or may not be unpacked."""

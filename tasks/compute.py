@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
-import time
 
 import torch
 
@@ -13,10 +11,8 @@ from al_models.errors import InvalidInput
 from al_models.registry import create
 from al_models.types import Checkpoints, Runtime
 from tasks.handles import Cell
+from tasks.progress import Progress
 
-logger = logging.getLogger(__name__)
-
-_SAY_EVERY_S = 10.0
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
 
 
@@ -41,7 +37,7 @@ def runtime_of(cell: Cell, checkpoints: Checkpoints | None = None) -> Runtime:
         device=device,
         seed=cell.seed,
         mixed_precision=_bfloat16_pays(device),
-        progress=_Teller(cell.name),
+        progress=Progress(cell.name),
         checkpoints=checkpoints,
     )
 
@@ -67,15 +63,3 @@ def _bfloat16_pays(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-class _Teller:
-    """Logs progress now and then."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.last = name, time.monotonic()
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        if time.monotonic() - self.last >= _SAY_EVERY_S:
-            self.last = time.monotonic()
-            logger.info("%s: %s, %d of %d", self.name, what, done, of)

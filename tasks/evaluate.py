@@ -21,8 +21,8 @@ from zarr.codecs import ZstdCodec
 
 from al_models.calibration import conformal_threshold, p_values, realised
 from al_models.metrics import PixelCounts, image_metrics
-from al_models.parts.images import decode_mask, resize
-from storage.datasets import read_listed
+from al_models.parts.images import resize
+from storage.masks import read_mask
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
@@ -60,7 +60,9 @@ def evaluate(
         code=code_fingerprint("tasks.evaluate"),
     )
     found = run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps))
-    keys = {"images": validated.prepared.images, "verdict": validated.verdict, "model": model}
+    keys = {"catalogue": validated.category.catalogue, "images": validated.prepared.images}
+    keys |= {"verdict": validated.verdict, "model": model}
+    keys |= {"suspects": validated.suspects} if validated.suspects else {}
     keys |= {"calibration": calibration, "maps": maps, "evaluation": key} | ({"features": features} if features else {})
     record = _record(store, cell, validated, keys, found)
     if read_record(store, record.key()) != record:
@@ -141,9 +143,9 @@ def _count_pixels(
 
 
 def _mask(validated: Validated, sample: Sample, folders: list[str]) -> np.ndarray | None:
-    if sample.mask is None or sample.mask_id is None:
+    if sample.mask is None:
         return None
-    return decode_mask(read_listed(Path(validated.category.root), sample.mask, sample.mask_id, folders))
+    return read_mask(Path(validated.category.root), sample, folders)
 
 
 def _native_sizes(store: Store, validated: Validated) -> dict[str, tuple[int, int]]:
@@ -215,7 +217,7 @@ def _counts(validated: Validated, samples: list[Sample], calibration: int) -> di
         "train": train if own else train - calibration,
         "calibration": calibration,
         **{name: test[name] for name in ("test_good", "test_anomalous", "test_unknown")},
-        "set_aside": len(verdict["rejected"]) + len(store.get(validated.category.catalogue).meta["set_aside"]),
+        "set_aside": verdict["rejected"] + len(store.get(validated.category.catalogue).meta["set_aside"]),
         "without_mask": sum(sample.label == "anomalous" and sample.mask is None for sample in samples),
     }
 

@@ -21,6 +21,7 @@ from al_models.types import FeatureSpec
 from storage.store import Draft, Store
 from tasks.compute import device_of
 from tasks.handles import Validated
+from tasks.progress import Progress
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredSource, accepted_samples
 
@@ -60,6 +61,7 @@ def _extract(store: Store, validated: Validated, spec: FeatureSpec, device: str,
     ids = [sample.id for sample in accepted_samples(validated)]
     source = StoredSource(validated, ids, spec=None, features=None, images=True, batch_size=CHUNK)
     arrays: dict[int, zarr.Array[Any]] = {}
+    progress = Progress(f"extract {validated.name}")
     with ThreadPoolExecutor(1) as writer:  # compressing and writing release the interpreter's lock
         writing: list[Future[None]] = []
         for start, layers in _shards(backbone, source):
@@ -69,6 +71,7 @@ def _extract(store: Store, validated: Validated, spec: FeatureSpec, device: str,
             for done in writing:
                 done.result()  # one shard in flight: memory stays bounded, and a failed write is heard of
             writing = [writer.submit(_write, arrays[layer], start, values) for layer, values in layers.items()]
+            progress("", min(start + SHARD, len(ids)), len(ids))
         for done in writing:
             done.result()
     shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}

@@ -48,6 +48,8 @@ class Validated:
     """Key of the verdicts."""
     fingerprint: str
     """Content name of the accepted images: what later outputs are named by."""
+    suspects: str | None = None
+    """Key of what was seen of the training images when they were compared with each other; None: they were not."""
 
     @property
     def category(self) -> Category:

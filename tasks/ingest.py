@@ -1,18 +1,27 @@
-"""List a data set: one catalogue a category, named by the content of its files."""
+"""List a data set: one catalogue a category, named by the content of its files.
+
+Content names are kept by place, size and time of change, so that only new and changed files are read again.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.datasets import Listing, SetAside, list_samples
-from storage.samples import Sample, fingerprint, to_parquet
+from storage.datasets import list_samples
+from storage.errors import NotInStore
+from storage.files import Hashes
+from storage.listing import Listing, SetAside
+from storage.samples import Sample, content_hash, fingerprint, to_parquet
 from storage.store import Store
 from tasks.handles import Category
+from tasks.progress import Progress
 from tasks.steps import measured, retry_passing, step_key
 
 logger = logging.getLogger(__name__)
@@ -37,22 +46,48 @@ class Ingested:
     retry_condition_fn=retry_passing,
 )
 def ingest(
-    store_url: str, dataset: str, root: str, categories: list[str] | None = None, inspect: str | None = None
+    store_url: str,
+    dataset: str,
+    root: str,
+    categories: list[str] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Ingested:
     """List and hash the images of a data set, and keep one catalogue a category.
 
-    Raises DatasetError for an unknown data set, category or layout, OutsideRoot for a category name that leaves the
-    root. A category without training images is a problem of its own; the others go on.
+    `options` are those of the data set's reader. Raises DatasetError for an unknown data set, category, option or
+    layout, OutsideRoot for a category name that leaves the root. A category without training images is a problem of
+    its own; the others go on.
     """
+    store, progress = Store(store_url), Progress(f"hash {dataset}")
     with measured() as cost:
-        listing = list_samples(dataset, root, categories, inspect)
+        hashes = _kept_hashes(store, root)
+        listing = list_samples(
+            dataset, root, categories, options, hashes=hashes, progress=lambda done, of: progress("", done, of)
+        )
+        if hashes.hashed:
+            store.write_bytes(_hashes_key(root), hashes.to_parquet())
+    logger.info("%s: %d files read and hashed, the others known", dataset, hashes.hashed)
     seconds = cost.as_meta()["seconds"] / max(1, len(listing.samples))
     names = sorted({sample.category for sample in listing.samples} - set(listing.problems))
-    store = Store(store_url)
     found = [_catalogue(store, listing, dataset, name, seconds, cost.peak_memory_mb) for name in names]
     for name, reason in listing.problems.items():
         logger.warning("%s/%s cannot be used: %s", dataset, name, reason)
     return Ingested(found, listing.problems)
+
+
+def _hashes_key(root: str) -> str:
+    """Files are known by where they lie, so each folder has a table of its own."""
+    return f"hashes/{content_hash(str(Path(root).resolve()).encode())}.parquet"
+
+
+def _kept_hashes(store: Store, root: str) -> Hashes:
+    try:
+        return Hashes.from_parquet(store.read_bytes(_hashes_key(root)))
+    except NotInStore:
+        return Hashes()
+    except (KeyError, TypeError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        logger.warning("the table of known files is damaged and made anew (%s)", error)
+        return Hashes()
 
 
 def _catalogue(
@@ -64,7 +99,13 @@ def _catalogue(
     content = fingerprint(samples)
     # The files set aside are part of the key: they change what is reported though not what is learned.
     key = step_key(
-        "catalogues", dataset, name, fingerprint=content, set_aside=_rows(aside), folders=list(listing.folders)
+        "catalogues",
+        dataset,
+        name,
+        fingerprint=content,
+        set_aside=_rows(aside),
+        folders=list(listing.folders),
+        notes=listing.notes.get(name),
     )
     if store.find(key) is None:
         with store.draft(key) as draft:
@@ -74,6 +115,7 @@ def _catalogue(
                     "counts": _counts(samples),
                     "set_aside": _rows(aside),
                     "folders": list(listing.folders),
+                    "notes": listing.notes.get(name),
                     "seconds": round(seconds_per_image * len(samples), 3),
                     "peak_memory_mb": round(peak_memory_mb, 1),
                 }

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from prefect.cache_policies import NO_CACHE
 from zarr.codecs import ZstdCodec
 
 from al_models.errors import InvalidInput
-from al_models.parts.images import Decoded, decode, decode_mask, is_gray, resize
-from storage.datasets import inside, read_listed
-from storage.samples import Sample, from_parquet
+from al_models.parts.images import Decoded, decode, is_gray, perceptual_hash, resize, sharpness
+from storage.errors import MaskError
+from storage.files import read_image
+from storage.listing import inside
+from storage.masks import read_mask
+from storage.samples import Sample, from_parquet, parse_box
 from storage.store import Draft, Store
 from tasks.handles import Category, Prepared
+from tasks.progress import Progress
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 
 logger = logging.getLogger(__name__)
@@ -33,7 +38,9 @@ SHARD = 64
 
 COLUMNS = {
     "id": "string",
+    "key": "string",
     "path": "string",
+    "part": "string",
     "split": "string",
     "label": "string",
     "defect_type": "string",
@@ -41,11 +48,14 @@ COLUMNS = {
     "problem": "string",
     "width": "Int64",
     "height": "Int64",
+    "format": "string",
     "mode": "string",
     "bit_depth": "Int64",
     "n_channels": "Int64",
     "brightness": "Float64",
     "contrast": "Float64",
+    "sharpness": "Float64",
+    "perceptual_hash": "string",
     "constant": "boolean",
     "mask_state": "string",
     "mask_problem": "string",
@@ -98,7 +108,13 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
         channels = 3 if False in list(gray) else 1
         shape = (len(samples), image_size, image_size, channels)
         look = partial(_look, root, folders, shape[1:])
-        facts = _write(store, f"{draft.folder}/images", shape, _blocks(pool, look, samples))
+        facts: list[dict[str, Any]] = []
+        progress = Progress(f"decode {category.name}")
+        images = _create(store, f"{draft.folder}/images", shape)
+        for block in _blocks(pool, look, samples):
+            images[len(facts) : len(facts) + len(block)] = np.stack([pixels for _, pixels in block])  # (n, h, w, c)
+            facts += [row for row, _ in block]
+            progress("", len(facts), len(samples))
     table = pd.DataFrame(facts, columns=list(COLUMNS)).astype(COLUMNS)
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
@@ -120,11 +136,8 @@ def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sa
         pending = following
 
 
-def _write(
-    store: Store, key: str, shape: tuple[int, int, int, int], blocks: Iterator[list[_Seen]]
-) -> list[dict[str, Any]]:
-    """Write the images, whole shards at a time so that memory does not grow with the data set; return the facts."""
-    images = zarr.create_array(
+def _create(store: Store, key: str, shape: tuple[int, int, int, int]) -> zarr.Array[Any]:
+    return zarr.create_array(
         store=store.zarr_store(key),
         shape=shape,
         chunks=(CHUNK, *shape[1:]),
@@ -133,11 +146,6 @@ def _write(
         compressors=ZstdCodec(level=1),
         fill_value=0,
     )
-    facts: list[dict[str, Any]] = []
-    for block in blocks:
-        images[len(facts) : len(facts) + len(block)] = np.stack([pixels for _, pixels in block])  # (n, h, w, c)
-        facts += [row for row, _ in block]
-    return facts
 
 
 def _look(root: Path, folders: Sequence[str], shape: tuple[int, int, int], sample: Sample) -> _Seen:
@@ -145,21 +153,33 @@ def _look(root: Path, folders: Sequence[str], shape: tuple[int, int, int], sampl
     pixels = np.zeros(shape, dtype=np.uint8)  # (h, w, c)
     row: dict[str, Any] = {
         "id": sample.id,
+        "key": sample.key,
         "path": sample.path,
+        "part": sample.part,
         "split": sample.split,
         "label": sample.label,
         "defect_type": sample.defect_type,
         "readable": True,
         **_look_at_mask(root, folders, sample),
     }
-    data = read_listed(root, sample.path, sample.id, folders)
+    data = read_image(root, sample, folders)
     try:
-        decoded = decode(data)
+        decoded = _cut(decode(data), sample.box)
     except InvalidInput as error:
         return {**row, "readable": False, "problem": str(error)}, pixels
     small = resize(decoded.pixels, shape[0])
     pixels[:] = small if small.ndim == 3 else small[..., None]
     return {**row, **_describe(decoded, small)}, pixels
+
+
+def _cut(decoded: Decoded, box: str | None) -> Decoded:
+    """The sample's part of its file."""
+    if box is None:
+        return decoded
+    x, y, width, height = parse_box(box)
+    if x + width > decoded.width or y + height > decoded.height:
+        raise InvalidInput(f"its box {box} reaches beyond the file's {decoded.width}x{decoded.height} px")
+    return replace(decoded, pixels=decoded.pixels[y : y + height, x : x + width], width=width, height=height)
 
 
 def _describe(decoded: Decoded, small: np.ndarray) -> dict[str, Any]:
@@ -168,23 +188,25 @@ def _describe(decoded: Decoded, small: np.ndarray) -> dict[str, Any]:
     return {
         "width": decoded.width,
         "height": decoded.height,
+        "format": decoded.format,
         "mode": decoded.mode,
         "bit_depth": decoded.bit_depth,
         "n_channels": decoded.n_channels,
         "brightness": float(small.mean()),
         "contrast": float(small.std()),
+        "sharpness": sharpness(small),
+        "perceptual_hash": perceptual_hash(small).hex(),
         "constant": bool(constant),
         "note": decoded.note,
     }
 
 
 def _look_at_mask(root: Path, folders: Sequence[str], sample: Sample) -> dict[str, Any]:
-    if sample.mask is None or sample.mask_id is None:
+    if sample.mask is None:
         return {"mask_state": sample.mask_state}
-    data = read_listed(root, sample.mask, sample.mask_id, folders)
     try:
-        mask = decode_mask(data)
-    except InvalidInput as error:
+        mask = read_mask(root, sample, folders)
+    except MaskError as error:
         return {"mask_state": "unreadable", "mask_problem": str(error)}
     height, width = mask.shape
     return {

@@ -18,7 +18,7 @@ from storage.store import Store
 from tasks.handles import Category
 from tasks.ingest import Ingested, ingest
 from tasks.prepare import prepare
-from tasks.validate import CategoryStopped, validate
+from tasks.validate import CategoryStopped, findings, validate
 
 SIZE = 32
 
@@ -57,13 +57,16 @@ def find(root: Path, categories: list[str] | None = None) -> Ingested:
 
 
 def judge(root: Path, category: str = "part") -> dict[str, Any]:
-    """The verdict on a category, which goes on."""
+    """The verdict on a category, which goes on: the manifest, `found` (severity -> path -> reasons) and `set_aside`."""
     (found,) = find(root, [category]).categories
-    return Store(found.store).get(validate.fn(prepare.fn(found, 16)).verdict).meta
-
-
-def reasons(entries: list[dict[str, str]]) -> dict[str, str]:
-    return {entry["path"]: entry["reason"] for entry in entries}
+    store = Store(found.store)
+    verdict = validate.fn(prepare.fn(found, 16)).verdict
+    told: dict[str, dict[str, str]] = {"reject": {}, "warn": {}, "stop": {}}
+    for row in findings(store, verdict).itertuples():
+        before = told[row.severity].get(row.path)
+        told[row.severity][row.path] = row.reason if before is None else f"{before}; {row.reason}"
+    aside = {entry["path"]: entry["reason"] for entry in store.get(found.catalogue).meta["set_aside"]}
+    return {**store.get(verdict).meta, "found": told, "set_aside": aside}
 
 
 def broken_rules(verdict: dict[str, Any]) -> dict[str, int]:
@@ -81,11 +84,10 @@ def test_a_truncated_png_is_rejected(root):
     file = root / "part/train/good/1.png"
     file.write_bytes(file.read_bytes()[:500])
     verdict = judge(root)
-    assert list(reasons(verdict["rejected"])) == ["part/train/good/1.png"]
-    assert "cut short" in verdict["rejected"][0]["reason"]
-    assert verdict["rejected"][0]["split"] == "train"
+    assert list(verdict["found"]["reject"]) == ["part/train/good/1.png"]
+    assert "cut short" in verdict["found"]["reject"]["part/train/good/1.png"]
     assert broken_rules(verdict) == {"readable": 1}
-    assert len(verdict["accepted"]) == 6
+    assert verdict["accepted"] == 6
 
 
 def test_the_row_of_an_unreadable_image_stays_zero(root):
@@ -101,8 +103,8 @@ def test_the_row_of_an_unreadable_image_stays_zero(root):
 def test_a_text_file_named_png_is_rejected(root):
     (root / "part/test/bent/0.png").write_text("no image")
     verdict = judge(root)
-    assert "not an image" in reasons(verdict["rejected"])["part/test/bent/0.png"]
-    assert len(verdict["accepted"]) == 6
+    assert "not an image" in verdict["found"]["reject"]["part/test/bent/0.png"]
+    assert verdict["accepted"] == 6
 
 
 def test_two_empty_files_are_unreadable_and_not_copies(root):
@@ -110,24 +112,24 @@ def test_two_empty_files_are_unreadable_and_not_copies(root):
         (root / f"part/train/good/{i}.png").write_bytes(b"")
     verdict = judge(root)
     assert broken_rules(verdict) == {"readable": 2}
-    assert all("same content" not in reason for reason in reasons(verdict["rejected"]).values())
+    assert all("same content" not in reason for reason in verdict["found"]["reject"].values())
 
 
 def test_a_16_bit_image_among_8_bit_ones_is_rejected(root):
     save(root / "part/train/good/1.png", noise(1).astype(np.uint16) * 257)
     verdict = judge(root)
-    assert "16 bits a channel, while" in reasons(verdict["rejected"])["part/train/good/1.png"]
-    assert broken_rules(verdict)["bit_depth"] == 1
-    assert verdict["warnings"] == []  # the scaling of a rejected image is no news
+    assert "16 bits a channel, while" in verdict["found"]["reject"]["part/train/good/1.png"]
+    assert broken_rules(verdict)["usual_bit_depth"] == 1
+    assert verdict["warned"] == 0  # the scaling of a rejected image is no news
 
 
 def test_a_category_of_16_bit_images_is_accepted_with_a_warning(root):
     for file in (root / "part").glob("t*/*/*.png"):
         save(file, np.asarray(Image.open(file)).astype(np.uint16) * 257)
     verdict = judge(root)
-    assert verdict["rejected"] == []
-    assert len(verdict["warnings"]) == 7
-    assert all("1/257" in reason for reason in reasons(verdict["warnings"]).values())
+    assert verdict["rejected"] == 0
+    assert verdict["warned"] == 7
+    assert all("1/257" in reason for reason in verdict["found"]["warn"].values())
 
 
 def test_an_opaque_rgba_image_is_accepted_with_a_warning_and_a_transparent_one_rejected(root):
@@ -137,26 +139,26 @@ def test_an_opaque_rgba_image_is_accepted_with_a_warning_and_a_transparent_one_r
     rgba[..., 3] = 255
     save(root / "part/train/good/2.png", rgba)
     verdict = judge(root)
-    assert "transparent" in reasons(verdict["rejected"])["part/train/good/1.png"]
-    warning = reasons(verdict["warnings"])["part/train/good/2.png"]
+    assert "transparent" in verdict["found"]["reject"]["part/train/good/1.png"]
+    warning = verdict["found"]["warn"]["part/train/good/2.png"]
     assert "alpha channel is opaque" in warning
     assert "3 channels, while the category's training images are gray" in warning
-    assert len(verdict["accepted"]) == 6
+    assert verdict["accepted"] == 6
 
 
 def test_a_mask_of_another_size_rejects_its_image(root):
     save_mask(root / "part/ground_truth/bent/1_mask.png", size=SIZE // 2)
     verdict = judge(root)
-    assert "its mask has 16x16 px, the image 32x32" in reasons(verdict["rejected"])["part/test/bent/1.png"]
-    assert len(verdict["accepted"]) == 6
+    assert "its mask has 16x16 px, the image 32x32" in verdict["found"]["reject"]["part/test/bent/1.png"]
+    assert verdict["accepted"] == 6
 
 
 @pytest.mark.parametrize("value", [0, 100])
 def test_a_mask_that_marks_nothing_on_a_defect_is_taken_for_unknown(root, value):
     save_mask(root / "part/ground_truth/bent/1_mask.png", value=value)
     verdict = judge(root)
-    assert verdict["rejected"] == []
-    assert "marks no pixel" in reasons(verdict["mask_unknown"])["part/test/bent/1.png"]
+    assert verdict["rejected"] == 0
+    assert "marks no pixel" in verdict["found"]["warn"]["part/test/bent/1.png"]
     kept = accepted_samples(root)
     assert kept["part/test/bent/1.png"].mask_state == "unknown"
     assert kept["part/test/bent/0.png"].mask_state == "file"
@@ -166,16 +168,17 @@ def test_a_mask_that_marks_nothing_on_a_defect_is_taken_for_unknown(root, value)
 def test_an_anomalous_image_without_mask_is_kept_and_noted(root):
     (root / "part/ground_truth/bent/1_mask.png").unlink()
     verdict = judge(root)
-    assert verdict["rejected"] == []
-    assert reasons(verdict["mask_unknown"]) == {"part/test/bent/1.png": "there is no mask for it"}
-    assert len(verdict["accepted"]) == 7
+    assert verdict["rejected"] == 0
+    assert list(verdict["found"]["warn"]) == ["part/test/bent/1.png"]
+    assert "there is no mask for it" in verdict["found"]["warn"]["part/test/bent/1.png"]
+    assert verdict["accepted"] == 7
 
 
 def test_an_unreadable_mask_is_taken_for_unknown(root):
     (root / "part/ground_truth/bent/1_mask.png").write_text("no mask")
     verdict = judge(root)
-    assert verdict["rejected"] == []
-    assert "its mask cannot be read: not an image" in reasons(verdict["mask_unknown"])["part/test/bent/1.png"]
+    assert verdict["rejected"] == 0
+    assert "its mask cannot be read: no image" in verdict["found"]["warn"]["part/test/bent/1.png"]
     assert accepted_samples(root)["part/test/bent/1.png"].mask is None
 
 
@@ -183,7 +186,7 @@ def test_the_same_image_in_train_and_test_leaves_train(root):
     save(root / "part/train/good/1.png", noise(20))
     save(root / "part/validation/good/v.png", noise(2))
     verdict = judge(root)
-    found = reasons(verdict["rejected"])
+    found = verdict["found"]["reject"]
     assert list(found) == ["part/train/good/1.png", "part/train/good/2.png"]
     assert "same content as part/test/bent/0.png" in found["part/train/good/1.png"]
     assert "same content as part/validation/good/v.png" in found["part/train/good/2.png"]
@@ -195,16 +198,16 @@ def test_copies_within_a_split_are_rejected_but_for_the_first(root):
         save(root / f"part/train/good/{i}.png", noise(0))
     save(root / "part/test/good/9.png", noise(10))
     verdict = judge(root)
-    found = reasons(verdict["rejected"])
+    found = verdict["found"]["reject"]
     assert list(found) == ["part/test/good/9.png", "part/train/good/1.png", "part/train/good/3.png"]
     assert "same content as part/train/good/0.png, which is kept" in found["part/train/good/3.png"]
-    assert len(set(verdict["accepted"])) == len(verdict["accepted"]) == 5
+    assert verdict["accepted"] == 5
 
 
 def test_the_same_content_with_two_labels_in_test_is_rejected_twice(root):
     save(root / "part/test/good/1.png", noise(21))
     verdict = judge(root)
-    found = reasons(verdict["rejected"])
+    found = verdict["found"]["reject"]
     assert list(found) == ["part/test/bent/1.png", "part/test/good/1.png"]
     assert "part/test/good/1.png (good) has the same content" in found["part/test/bent/1.png"]
     assert "part/test/bent/1.png (anomalous) has the same content" in found["part/test/good/1.png"]
@@ -216,31 +219,33 @@ def test_a_constant_image_is_rejected(root):
     nearly[3, 3] = 93  # lost when it is resized to 16 px, but the image is not constant
     save(root / "part/train/good/2.png", nearly)
     verdict = judge(root)
-    assert list(reasons(verdict["rejected"])) == ["part/train/good/1.png"]
-    assert "same value" in verdict["rejected"][0]["reason"]
+    assert list(verdict["found"]["reject"]) == ["part/train/good/1.png"]
+    assert "same value" in verdict["found"]["reject"]["part/train/good/1.png"]
 
 
 def test_a_tiny_image_is_rejected_and_an_unusual_size_noted(root):
     save(root / "part/train/good/1.png", noise(1, 15, 40))
     save(root / "part/train/good/2.png", noise(2, 40, 48))
     verdict = judge(root)
-    assert "40x15 px; at least 16" in reasons(verdict["rejected"])["part/train/good/1.png"]
-    assert reasons(verdict["warnings"]) == {
-        "part/train/good/2.png": "48x40 px, while the category's training images have 32x32"
-    }
+    assert "40x15 px; at least 16" in verdict["found"]["reject"]["part/train/good/1.png"]
+    assert list(verdict["found"]["warn"]) == ["part/train/good/2.png"]
+    reason = verdict["found"]["warn"]["part/train/good/2.png"]
+    assert "48x40 px, while the category's training images have 32x32" in reason
 
 
 def test_sizes_that_vary_throughout_are_noted_once(root):
     for i in range(4):
         save(root / f"part/train/good/{i}.png", noise(i, 32, 40 + i))
     verdict = judge(root)
-    assert verdict["rejected"] == []
-    assert reasons(verdict["warnings"]) == {"part": "images have 5 sizes; each was resized to 16x16"}
+    assert verdict["rejected"] == 0
+    assert list(verdict["found"]["warn"]) == [""]  # about the whole category
+    assert "images have 5 sizes; each was resized to 16x16" in verdict["found"]["warn"][""]
+    assert verdict["warned"] == 0
 
 
 def test_several_reasons_are_all_told(root):
     save(root / "part/train/good/1.png", np.zeros((8, 8), np.uint8))
-    reason = reasons(judge(root)["rejected"])["part/train/good/1.png"]
+    reason = judge(root)["found"]["reject"]["part/train/good/1.png"]
     assert "at least 16" in reason
     assert "same value" in reason
 
@@ -249,8 +254,8 @@ def test_many_rejected_images_are_all_named(root):
     for i in range(300):
         (root / f"part/train/good/bad{i:03}.png").write_text(f"text {i}")
     verdict = judge(root)
-    assert len(verdict["rejected"]) == broken_rules(verdict)["readable"] == 300
-    assert len(verdict["accepted"]) == 7
+    assert verdict["rejected"] == broken_rules(verdict)["readable"] == 300
+    assert verdict["accepted"] == 7
 
 
 def test_an_empty_category_is_a_problem_and_the_others_go_on(root):
@@ -261,7 +266,7 @@ def test_an_empty_category_is_a_problem_and_the_others_go_on(root):
     assert [c.category for c in found.categories] == ["part"]
     assert set(found.problems) == {"half", "void"}
     assert "half/train/good holds no image to learn from" in found.problems["half"]
-    assert len(judge(root)["accepted"]) == 7
+    assert judge(root)["accepted"] == 7
 
 
 def test_a_category_without_any_listed_image_stops(root):
@@ -292,7 +297,7 @@ def test_a_category_with_one_image_stops_after_its_verdict_is_kept(root):
     verdict = store.read_json(manifest)["meta"]
     assert "at least 2" in verdict["stop"]
     assert broken_rules(verdict) == {"enough_training_images": 0}
-    assert len(judge(root)["accepted"]) == 7
+    assert judge(root)["accepted"] == 7
 
 
 def test_a_category_whose_training_images_are_all_bad_stops(root):
@@ -311,12 +316,12 @@ def test_a_link_out_of_the_root_is_set_aside(root):
     (root / "part/ground_truth/bent/1_mask.png").unlink()
     (root / "part/ground_truth/bent/1_mask.png").symlink_to(root.parent / "masks/0_mask.png")
     verdict = judge(root)
-    found = reasons(verdict["warnings"])
+    found = verdict["set_aside"]
     assert set(found) == {f"part/train/good/{i}.png" for i in (7, 8, 9)} | {"part/ground_truth/bent/1_mask.png"}
     assert "outside of the data set" in found["part/train/good/9.png"]
     assert "broken link" in found["part/train/good/8.png"]
-    assert list(reasons(verdict["mask_unknown"])) == ["part/test/bent/1.png"]
-    assert len(verdict["accepted"]) == 7
+    assert list(verdict["found"]["warn"]) == ["part/test/bent/1.png"]
+    assert verdict["accepted"] == 7
 
 
 def test_a_link_within_the_root_is_followed(root):
@@ -325,8 +330,8 @@ def test_a_link_within_the_root_is_followed(root):
     file.rename(root / "shared/1.png")
     file.symlink_to(root / "shared/1.png")
     verdict = judge(root)
-    assert verdict["warnings"] == []
-    assert len(verdict["accepted"]) == 7
+    assert verdict["warned"] == 0
+    assert verdict["accepted"] == 7
 
 
 def test_a_category_that_is_a_link_out_of_the_root_is_a_problem(root):
@@ -358,11 +363,11 @@ def test_a_file_that_may_not_be_read_is_set_aside(root, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", guarded)
     verdict = judge(root)
-    found = reasons(verdict["warnings"])
+    found = verdict["set_aside"]
     assert set(found) == {"part/train/good/1.png", "part/ground_truth/bent/0_mask.png"}
     assert all("permissions" in reason for reason in found.values())
-    assert list(reasons(verdict["mask_unknown"])) == ["part/test/bent/0.png"]
-    assert len(verdict["accepted"]) == 6
+    assert list(verdict["found"]["warn"]) == ["part/test/bent/0.png"]
+    assert verdict["accepted"] == 6
 
 
 def test_a_set_aside_file_changes_what_is_told_but_not_what_is_learned(root):
@@ -373,12 +378,11 @@ def test_a_set_aside_file_changes_what_is_told_but_not_what_is_learned(root):
     second = validate.fn(prepare.fn(after, 16))
     assert (before.fingerprint, first.fingerprint) == (after.fingerprint, second.fingerprint)
     assert second.prepared.images == first.prepared.images
-    found = reasons(Store(after.store).get(second.verdict).meta["warnings"])
-    assert list(found) == ["part/ground_truth/bent/77_mask.png"]
+    assert list(judge(root)["set_aside"]) == ["part/ground_truth/bent/77_mask.png"]
 
 
 def test_a_jpeg_named_png_is_read_as_what_it_is(root):
     buffer = io.BytesIO()
     Image.fromarray(noise(5)).save(buffer, "JPEG")
     (root / "part/train/good/1.png").write_bytes(buffer.getvalue())
-    assert len(judge(root)["accepted"]) == 7
+    assert judge(root)["accepted"] == 7

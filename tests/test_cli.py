@@ -150,9 +150,9 @@ def test_a_wrong_option_is_told_with_what_is_right(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "no data was given; use --data LAYOUT=FOLDER"),
-        (["--data", "grid"], "--data 'grid' was given; expected LAYOUT=FOLDER, such as mvtec_ad=data/mvtec"),
-        (["--data", "mvtec=somewhere"], "unknown data set 'mvtec'; did you mean mvtec_ad?"),
+        ([], "no data was given; use --data NAME=FOLDER"),
+        (["--data", "grid"], "--data 'grid' was given; expected NAME=FOLDER, such as mvtec_ad=data/mvtec"),
+        (["--data", "mvtec=somewhere"], "unknown data set 'mvtec'; did you mean mvtec_ad or mvtec_ad_2"),
     ],
     ids=["none", "no =", "unknown"],
 )
@@ -169,7 +169,7 @@ def test_data_that_is_not_given_as_it_should_be(options: list[str], message: str
             'stor = "x"\n[[data]]\ndataset = "demo"\nroot = "d"\n',
             "stor: unknown key; known are data, device, false_rej",
         ),
-        ('[[data]]\ndataset = "demo"\nrot = "d"\n', "rot: unknown key; known are categories, dataset, inspect, root"),
+        ('[[data]]\ndataset = "demo"\nrot = "d"\n', "rot: unknown key; known are categories, dataset, options, root"),
         ('[[data]\ndataset = "demo"\n', "is not TOML: "),
         ('[[data]]\ndataset = "demo"\nroot = "d"\n[[methods]]\nname = "padin"\n', "did you mean padim"),
         (None, "cannot be read: No such file or directory"),

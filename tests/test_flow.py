@@ -275,7 +275,7 @@ def test_a_category_without_test_images_is_learned_all_the_same(demo_root: Path,
 
 def test_images_to_inspect_have_scores_and_no_metrics(demo_root: Path, tmp_path: Path) -> None:
     good, inspect = demo_root / "gravel" / "train" / "good", demo_root / "gravel" / "test" / "scratch"
-    source = DataSource(dataset="folder", root=str(good), inspect=str(inspect))
+    source = DataSource(dataset="folder", root=str(good), options={"inspect": str(inspect)})
     run = RunFile(data=[source], methods=[PADIM], store=str(tmp_path / "s"), report=str(tmp_path / "r"))
     ended = run_flow(run)
     (record,) = ended.outcome.records

@@ -12,7 +12,7 @@ from PIL import Image
 
 from al_models.errors import InvalidInput
 from al_models.parts import images
-from al_models.parts.images import decode, decode_mask, is_gray, load_images, resize
+from al_models.parts.images import decode, is_gray, load_images, perceptual_hash, resize, sharpness
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -161,18 +161,6 @@ def test_the_own_limit_holds_where_pillow_would_only_warn(monkeypatch):
         decode(encode(noise(8, 8)))
 
 
-def test_mask_threshold():
-    values = np.array([[0, 1, 127, 128, 255]], np.uint8)
-    np.testing.assert_array_equal(decode_mask(encode(values)), [[False, False, False, True, True]])
-    np.testing.assert_array_equal(decode_mask(encode(np.array([[0, 1]], np.uint8))), [[False, True]])
-    np.testing.assert_array_equal(decode_mask(encode(np.array([[0, 2]], np.uint8))), [[False, False]])
-    np.testing.assert_array_equal(decode_mask(encode(values.astype(np.uint16) * 257)), values > 127)
-    np.testing.assert_array_equal(decode_mask(encode(Image.fromarray(values).convert("RGB"))), values > 127)
-    assert not decode_mask(encode(np.zeros((4, 4), np.uint8))).any()
-    with pytest.raises(InvalidInput):
-        decode_mask(b"no mask")
-
-
 def test_resize_keeps_constants_and_averages_when_it_shrinks():
     assert (resize(np.full((37, 53), 77, np.uint8), 16) == 77).all()
     stripes = np.zeros((64, 64), np.uint8)
@@ -219,3 +207,26 @@ def test_is_gray_reads_the_header_alone(tmp_path):
         assert is_gray(file) is expected
     file.write_text("text")
     assert is_gray(file) is None
+
+
+def test_the_perceptual_hash_survives_what_a_copy_goes_through_and_tells_others_apart():
+    def bits(pixels):
+        return np.unpackbits(np.frombuffer(perceptual_hash(pixels), np.uint8))
+
+    smooth = np.asarray(Image.fromarray(noise(16, 16)).resize((128, 128), Image.Resampling.BICUBIC))
+    jpeg = decode(encode(smooth, "JPEG", quality=80)).pixels
+    brighter = np.clip(smooth * 0.9 + 20, 0, 255).astype(np.uint8)
+    other = np.asarray(Image.fromarray(noise(16, 16)[::-1]).resize((128, 128), Image.Resampling.BICUBIC))
+    assert (bits(smooth) != bits(jpeg)).sum() <= 8
+    assert (bits(smooth) != bits(brighter)).sum() <= 8
+    assert (bits(smooth) != bits(other)).sum() > 64
+    assert perceptual_hash(smooth) == perceptual_hash(np.repeat(smooth[..., None], 3, axis=2))
+    assert len(perceptual_hash(np.zeros((20, 30), np.uint8))) == 32
+
+
+def test_sharpness_falls_with_blur():
+    sharp = noise(64, 64)
+    blurred = np.asarray(Image.fromarray(sharp).resize((16, 16)).resize((64, 64), Image.Resampling.BICUBIC))
+    assert sharpness(blurred) < sharpness(sharp) / 10
+    assert sharpness(np.full((8, 8), 9, np.uint8)) == 0
+    assert sharpness(sharp) == pytest.approx(sharpness(np.repeat(sharp[..., None], 3, axis=2)))

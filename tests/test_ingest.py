@@ -13,16 +13,17 @@ import pytest
 import zarr
 from PIL import Image
 
-from storage.datasets import DATASETS, Listing, inside, list_samples, read_listed
+from storage.datasets import DATASETS, list_samples
 from storage.errors import DatasetError, OutsideRoot
+from storage.files import read_image
+from storage.listing import Listing, inside
 from storage.samples import content_hash, from_parquet
 from storage.store import Store
 from tasks import prepare as prepare_module
-from tasks import validate as validate_module
 from tasks.handles import Prepared
 from tasks.ingest import ingest
 from tasks.prepare import COLUMNS, prepare
-from tasks.validate import validate
+from tasks.validate import expectations, findings, validate
 
 
 def picture(path: Path, seed: int, *, size: int = 32, colour: bool = False) -> Path:
@@ -129,9 +130,9 @@ def test_folder_takes_the_same_tree(tree):
     assert {s.dataset for s in listing.samples} == {"folder"}
     assert [s.id for s in listing.samples] == [s.id for s in list_samples("mvtec_ad", tree).samples]
     with pytest.raises(DatasetError, match="leave it out"):
-        list_samples("folder", tree, inspect=tree / "grid")
-    with pytest.raises(DatasetError, match="use the data set 'folder'"):
-        list_samples("mvtec_ad", tree, inspect=tree / "grid")
+        list_samples("folder", tree, options={"inspect": str(tree / "grid")})
+    with pytest.raises(DatasetError, match="mvtec_ad was given the option 'inspect', but takes none"):
+        list_samples("mvtec_ad", tree, options={"inspect": str(tree / "grid")})
 
 
 @pytest.mark.parametrize("where", ["beside", "within", "far"])
@@ -141,14 +142,14 @@ def test_a_plain_folder_and_one_to_inspect(tmp_path, where):
     for i in range(2):
         picture(good / f"{i}.png", i)
     picture(inspect / "x.png", 5)
-    listing = list_samples("folder", good, inspect=inspect)
+    listing = list_samples("folder", good, options={"inspect": str(inspect)})
     assert listing.set_aside == []
     found = {s.path.rsplit("/", 1)[-1]: s for s in listing.samples}
     assert (found["0.png"].split, found["0.png"].label) == ("train", "good")
     x = found["x.png"]
     assert (x.split, x.label, x.defect_type, x.category) == ("test", "unknown", "unknown", "gear")
     for sample in listing.samples:
-        assert read_listed(listing.root, sample.path, sample.id, listing.folders)
+        assert read_image(listing.root, sample, listing.folders)
 
 
 def test_a_plain_folder_stays_within_the_two_folders_given(tmp_path):
@@ -158,7 +159,7 @@ def test_a_plain_folder_stays_within_the_two_folders_given(tmp_path):
     picture(inspect / "x.png", 5)
     secret = picture(tmp_path / "parts/secret/y.png", 6)  # inside the common parent, but nobody gave it
     (inspect / "y.png").symlink_to(secret)
-    listing = list_samples("folder", good, inspect=inspect)
+    listing = list_samples("folder", good, options={"inspect": str(inspect)})
     assert [(e.path, "outside of the data set" in e.reason) for e in listing.set_aside] == [("new/y.png", True)]
     with pytest.raises(OutsideRoot, match="outside of the data set"):
         inside(listing.root, "new/y.png", listing.folders)
@@ -170,13 +171,13 @@ def test_plain_folders_that_make_no_sense_get_a_helpful_error(tmp_path):
     with pytest.raises(DatasetError, match=r"understood are: .*train/good.*`inspect`"):
         list_samples("folder", good)
     with pytest.raises(DatasetError, match="holds no image"):
-        list_samples("folder", good, inspect=tmp_path / "empty")
+        list_samples("folder", good, options={"inspect": str(tmp_path / "empty")})
     with pytest.raises(DatasetError, match="holds no image"):
-        list_samples("folder", tmp_path / "empty", inspect=good)
+        list_samples("folder", tmp_path / "empty", options={"inspect": str(good)})
     with pytest.raises(DatasetError, match="give two folders"):
-        list_samples("folder", good, inspect=good)
+        list_samples("folder", good, options={"inspect": str(good)})
     with pytest.raises(DatasetError, match="is not a folder"):
-        list_samples("folder", good, inspect=tmp_path / "nowhere")
+        list_samples("folder", good, options={"inspect": str(tmp_path / "nowhere")})
     with pytest.raises(DatasetError, match="is not a folder"):
         list_samples("mvtec_ad", tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="no train/good"):
@@ -269,8 +270,8 @@ def test_what_is_done_is_not_done_again(tree, tmp_path, monkeypatch):
     def forbidden(*_: object) -> None:
         raise AssertionError("was done again")
 
-    monkeypatch.setattr(prepare_module, "read_listed", forbidden)
-    monkeypatch.setattr(validate_module, "_great_expectations", forbidden)  # nor is it imported
+    monkeypatch.setattr(prepare_module, "read_image", forbidden)
+    monkeypatch.setattr(expectations, "_great_expectations", forbidden)  # nor is it imported
     assert prepare.fn(category, 32) == prepared
     assert validate.fn(prepared) == validated
     with pytest.raises(AssertionError, match="done again"):
@@ -304,13 +305,17 @@ def test_clean_data_is_accepted_whole(tree, tmp_path):
         listed = from_parquet(store.read_bytes(f"{store.get(category.catalogue).folder}/samples.parquet"))
         assert samples == listed
         assert validated.fingerprint == category.fingerprint == verdict.meta["fingerprint"]
-        assert verdict.meta["accepted"] == [s.id for s in samples]
-        assert verdict.meta["rejected"] == []
-        assert verdict.meta["warnings"] == []
+        assert (verdict.meta["accepted"], verdict.meta["rejected"]) == (len(samples), 0)
         assert verdict.meta["stop"] is None
-        failed = [e["name"] for e in verdict.meta["expectations"] if not e["success"]]
-        assert failed == (["mask_known"] if category.category == "tile" else [])  # crack/b.bmp
-        assert {e["severity"] for e in verdict.meta["expectations"]} == {"reject", "mask_unknown", "warn", "stop"}
+        # These names are published ones, and a miniature has fewer images; in `tile` some files are in another format.
+        told = findings(store, validated.verdict).groupby("rule")["path"].agg(list).to_dict()
+        tile = {"usual_format": ["tile/test/crack/b.bmp", "tile/validation/good/0.jpg"]}
+        tile |= {"mask_known": ["tile/test/crack/b.bmp"]}
+        assert told == {"published_counts": [""] * 3} | (tile if category.category == "tile" else {})
+        assert verdict.meta["warned"] == (2 if category.category == "tile" else 0)
+        failed = {e["name"]: e["unexpected"] for e in verdict.meta["expectations"] if not e["success"]}
+        assert failed == {rule: len(paths) for rule, paths in told.items()}
+        assert {e["severity"] for e in verdict.meta["expectations"]} == {"reject", "warn", "stop"}
 
 
 def test_images_to_inspect_lack_no_mask(tmp_path):
@@ -318,10 +323,11 @@ def test_images_to_inspect_lack_no_mask(tmp_path):
         picture(tmp_path / f"gear/{i}.png", i)
     picture(tmp_path / "new/x.png", 5)
     store = Store(str(tmp_path / "store"))
-    (category,) = ingest.fn(store.url, "folder", str(tmp_path / "gear"), None, str(tmp_path / "new")).categories
+    (category,) = ingest.fn(
+        store.url, "folder", str(tmp_path / "gear"), None, {"inspect": str(tmp_path / "new")}
+    ).categories
     verdict = store.get(validate.fn(prepare.fn(category, 16)).verdict).meta
-    assert len(verdict["accepted"]) == 4
-    assert verdict["mask_unknown"] == []
+    assert (verdict["accepted"], verdict["warned"]) == (4, 0)
 
 
 def test_an_image_size_that_is_none_is_refused(tree, tmp_path):

@@ -8,103 +8,25 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from scipy import ndimage
+from metric_definitions import (
+    counted,
+    flat,
+    pixel_metrics_by_definition,
+    pro_by_definition,
+    random_pairs,
+    slowly,
+    tied_pairs,
+)
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from al_models.errors import InvalidInput
 from al_models.metrics import PixelCounts, image_metrics, resize_map
-from al_models.metrics.counts import N_KEYS, REGION_UNITS, keys_of
-from al_models.metrics.curves import thin
+from al_models.metrics.curves import REGION_UNITS, thin
+from al_models.metrics.keys import N_KEYS, keys_of
 
-PIXEL_METRICS = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "iou_max", "pro"}
-slowly = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def counted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> PixelCounts:
-    counts = PixelCounts()
-    for i, (map, mask) in enumerate(pairs):
-        counts.add(f"image {i}", map, mask)
-    return counts
-
-
-def random_pairs(seed: int, n: int, shape: tuple[int, int] = (40, 48)) -> list[tuple[np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for i in range(n):
-        mask = ndimage.gaussian_filter(rng.standard_normal(shape), 3) > 0.12 if i % 2 else np.zeros(shape, bool)
-        map = ndimage.gaussian_filter(rng.standard_normal(shape), 2) + 0.3 * mask
-        pairs.append((map.astype(np.float32), mask))
-    return pairs
-
-
-@st.composite
-def tied_pairs(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
-    """One to three small images whose values come from a handful, zeros of both signs among them."""
-    values = st.sampled_from([-2.5, -1.0, -0.0, 0.0, 0.5, 3.0])
-    pairs = []
-    for _ in range(draw(st.integers(1, 3))):
-        h, w = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-        map = draw(st.lists(values, min_size=h * w, max_size=h * w))
-        mask = draw(st.lists(st.booleans(), min_size=h * w, max_size=h * w))
-        pairs.append((np.array(map, np.float32).reshape(h, w), np.array(mask).reshape(h, w)))
-    return pairs
-
-
-def regions_of(mask: np.ndarray) -> list[set[tuple[int, int]]]:
-    """8-connected regions by flood fill."""
-    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
-    regions = []
-    while left:
-        todo = [left.pop()]
-        region = set(todo)
-        while todo:
-            y, x = todo.pop()
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= near
-            region |= near
-            todo += near
-        regions.append(region)
-    return regions
-
-
-def pro_by_definition(pairs: list[tuple[np.ndarray, np.ndarray]], limit: float) -> float:
-    """MVTec AD, section 5.1, threshold by threshold; trapezoids, the last one cut where FPR reaches the limit."""
-    values = sorted({float(v) for map, _ in pairs for v in map.ravel()}, reverse=True)
-    regions = [(map, region) for map, mask in pairs for region in regions_of(mask)]
-    n_normal = sum(int((~mask).sum()) for _, mask in pairs)
-    area, last_x, last_y = 0.0, 0.0, 0.0
-    for t in values:
-        x = sum(int(((map >= t) & ~mask).sum()) for map, mask in pairs) / n_normal
-        y = float(np.mean([sum(map[p] >= t for p in region) / len(region) for map, region in regions]))
-        if x >= limit:
-            y_limit = last_y + (y - last_y) * (limit - last_x) / (x - last_x)
-            return (area + (limit - last_x) * (y_limit + last_y) / 2) / limit
-        area += (x - last_x) * (y + last_y) / 2
-        last_x, last_y = x, y
-    raise AssertionError("the loosest threshold flags every pixel")
-
-
-def pixel_metrics_by_definition(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """One pass of the plain formulas for each distinct threshold; AUROC as the share of pairs in order."""
-    above, equal = scores[labels][:, None] > scores[~labels], scores[labels][:, None] == scores[~labels]
-    f1, iou, ap, recall_before = [], [], 0.0, 0.0
-    for t in sorted(set(scores.tolist()), reverse=True):
-        flagged = scores >= t
-        tp, fp, fn = (flagged & labels).sum(), (flagged & ~labels).sum(), (~flagged & labels).sum()
-        f1.append(2 * tp / (2 * tp + fp + fn))
-        iou.append(tp / (tp + fp + fn))
-        recall = tp / (tp + fn)
-        ap += (recall - recall_before) * tp / (tp + fp)
-        recall_before = recall
-    auroc = (above + 0.5 * equal).mean()
-    return {"pixel_auroc": auroc, "pixel_ap": ap, "pixel_f1_max": max(f1), "iou_max": max(iou)}
-
-
-def flat(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    scores = np.concatenate([map.astype(np.float16).ravel() for map, _ in pairs]).astype(np.float64)
-    return scores, np.concatenate([mask.ravel() for _, mask in pairs])
+PIXEL_METRICS = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "iou_max", "pro", "pro_at_0.05", "pro_at_0.01"}
 
 
 # resizing
@@ -144,16 +66,16 @@ def test_keys_order_as_all_float16_values_do():
 
 
 @slowly
-@given(tied_pairs(), st.sampled_from([0.05, 0.3, 1 / 3, 0.5, 1.0]))
+@given(tied_pairs(), st.sampled_from([0.01, 0.05, 0.25, 0.5, 1.0]))
 def test_pixel_metrics_are_their_definitions(pairs, limit):
-    found = counted(pairs).metrics(pro_limit=limit)
+    found = counted(pairs).metrics(pro_limits=[0.3, limit])
     scores, labels = flat(pairs)
     if labels.all() or not labels.any():
         assert found == {}
         return
-    expected = {**pixel_metrics_by_definition(scores, labels), "pro": pro_by_definition(pairs, limit)}
+    expected = pixel_metrics_by_definition(scores, labels)
+    expected |= {"pro": pro_by_definition(pairs, 0.3), f"pro_at_{limit:g}": pro_by_definition(pairs, limit)}
     assert found == pytest.approx(expected, abs=1e-9)
-    assert set(found) == PIXEL_METRICS
 
 
 def test_pixel_metrics_agree_with_scikit_learn_and_the_paper_on_smooth_maps():
@@ -164,7 +86,10 @@ def test_pixel_metrics_agree_with_scikit_learn_and_the_paper_on_smooth_maps():
     assert found["pixel_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
     assert found["pixel_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
     assert found["pro"] == pytest.approx(pro_by_definition(rounded, 0.3), abs=1e-9)
-    assert 0.5 < found["pro"] < found["pixel_auroc"] < 1
+    assert found["pro_at_0.05"] == pytest.approx(pro_by_definition(rounded, 0.05), abs=1e-9)
+    assert found["pro_at_0.01"] == pytest.approx(pro_by_definition(rounded, 0.01), abs=1e-9)
+    assert set(found) == PIXEL_METRICS
+    assert found["pro_at_0.01"] < found["pro_at_0.05"] < found["pro"] < found["pixel_auroc"] < 1
 
 
 def test_pro_of_a_case_done_by_hand():
@@ -174,10 +99,10 @@ def test_pro_of_a_case_done_by_hand():
     mask = np.array([[1, 0, 0, 0, 0, 1, 1]], bool)
     counts = counted([(map, mask)])
     assert counts.n_regions == 2
-    assert counts.metrics(pro_limit=0.25)["pro"] == pytest.approx(0.625, abs=1e-12)
+    assert counts.metrics(pro_limits=[0.25])["pro_at_0.25"] == pytest.approx(0.625, abs=1e-12)
     at_half = 0.75 + 0.25 / 3
     expected = (0.25 * 0.625 + 0.25 * (0.75 + at_half) / 2) / 0.5
-    assert counts.metrics(pro_limit=0.5)["pro"] == pytest.approx(expected, abs=1e-12)
+    assert counts.metrics(pro_limits=[0.5])["pro_at_0.5"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_small_region_weighs_as_much_as_a_large_one_and_touching_corners_join():
@@ -190,7 +115,7 @@ def test_a_small_region_weighs_as_much_as_a_large_one_and_touching_corners_join(
     map = np.zeros((12, 12), np.float32)
     map[10, 10] = 1.0  # only the one-pixel region is found, without a false pixel
     limit = 0.01
-    half = counted([(map, mask)]).metrics(pro_limit=limit)["pro"]
+    half = counted([(map, mask)]).metrics(pro_limits=[limit])["pro_at_0.01"]
     assert half == pytest.approx(0.5 + 0.5 * limit / 2, abs=1e-9)  # then straight on to (1, 1)
 
 
@@ -355,7 +280,7 @@ def test_image_scores_are_not_rounded():
 
 def test_curves_are_thin_end_where_they_should_and_keep_the_area():
     counts = counted(random_pairs(seed=10, n=12, shape=(80, 80)))
-    curves, found = counts.curves(), counts.metrics(pro_limit=1.0)
+    curves, found = counts.curves(), counts.metrics(pro_limits=[1.0])
     for x, y in curves.values():
         assert 100 < len(x) == len(y) <= 200
     for name in ("roc", "pro"):
@@ -364,7 +289,7 @@ def test_curves_are_thin_end_where_they_should_and_keep_the_area():
         assert all(np.diff(x) >= 0)
         assert all(np.diff(y) >= 0)
     assert np.trapezoid(curves["roc"][1], curves["roc"][0]) == pytest.approx(found["pixel_auroc"], abs=1e-3)
-    assert np.trapezoid(curves["pro"][1], curves["pro"][0]) == pytest.approx(found["pro"], abs=1e-3)
+    assert np.trapezoid(curves["pro"][1], curves["pro"][0]) == pytest.approx(found["pro_at_1"], abs=1e-3)
     n_anomalous, n_normal = counts.anomalous.sum(), counts.normal.sum()
     assert curves["pr"][0][-1] == 1.0
     assert curves["pr"][1][-1] == pytest.approx(n_anomalous / (n_anomalous + n_normal), abs=1e-12)
@@ -399,7 +324,8 @@ def test_constant_maps_rank_nothing():
     mask = np.zeros((10, 10), bool)
     mask[0, 0] = True
     found = counted([(np.full((5, 5), 0.1, np.float32), mask)]).metrics()
-    expected = {"pixel_auroc": 0.5, "pixel_ap": 0.01, "pixel_f1_max": 2 / 101, "iou_max": 0.01, "pro": 0.15}
+    expected = {"pixel_auroc": 0.5, "pixel_ap": 0.01, "pixel_f1_max": 2 / 101, "iou_max": 0.01}
+    expected |= {"pro": 0.15, "pro_at_0.05": 0.025, "pro_at_0.01": 0.005}
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -434,7 +360,7 @@ def test_what_cannot_be_counted_is_refused(map, mask, shape, message):
 def test_bad_arguments_are_refused():
     for limit in (0.0, -0.1, 1.1, float("nan")):
         with pytest.raises(InvalidInput, match="pro_limit"):
-            PixelCounts().metrics(pro_limit=limit)
+            PixelCounts().metrics(pro_limits=[limit])
     with pytest.raises(InvalidInput, match="NaN"):
         PixelCounts().at_threshold(float("nan"))
     with pytest.raises(InvalidInput, match="score 1 is nan"):

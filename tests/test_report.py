@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from PIL import Image
 from storage.errors import Damaged
 from storage.records import RunRecord, read_records, write_record
 from storage.store import Store
-from tasks.report import pictures, report, tables
+from tasks.handles import Category
+from tasks.report import Judged, export, pictures, report, tables
 from tasks.report.pictures import Scale, sample_picture
 
 SIDE = 32
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 METRICS = {"pro": 0.9123, "pixel_auroc": 0.9766, "image_auroc": 0.8888}
 REASON = 'fit: OutOfMemoryError: needed 9.1 GB <3 free> & "more"'
 
@@ -108,6 +110,17 @@ def lines(masks: bool) -> list[dict[str, Any]]:
     return rows + [line(f"a{n}", "anomalous", scores[n], qualities[n] if masks else None) for n in range(5)]
 
 
+def finding(path: str, severity: str, rule: str, reason: str) -> dict[str, str]:
+    place = {"key": path, "path": path, "id": path, "split": "train", "label": "good", "defect_type": "good"}
+    return place | {"severity": severity, "rule": rule, "reason": reason}
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
 def outputs(store: Store, name: str, masks: bool, channels: int = 3) -> dict[str, str]:
     """Artifacts of one cell."""
     rng = np.random.default_rng(7)
@@ -124,13 +137,13 @@ def outputs(store: Store, name: str, masks: bool, channels: int = 3) -> dict[str
     if masks:
         curves["pro"] = {"x": list(np.linspace(0, 0.3, 900)), "y": list(np.linspace(0, 1, 900) ** 0.2)}
     files = {"images.parquet": table.getvalue(), "curves.json": json.dumps(curves).encode()}
-    rejected = [{"id": "z", "path": "train/good/013.png", "split": "train", "reason": "cannot be read: truncated"}]
     expectation = {"name": "readable", "description": "decodes whole", "severity": "reject", "success": False}
-    verdict = {"rejected": rejected, "mask_unknown": [], "warnings": [], "stop": None, "accepted": ids}
+    verdict = {"accepted": len(ids), "rejected": 1, "warned": 0, "stop": None, "policy": {"rules": {}}}
     verdict["expectations"] = [{**expectation, "unexpected": 1}]
+    found = finding("train/good/013.png", "reject", "readable", "cannot be read: truncated")
     return {
         "images": put(store, f"images/{name}", {"images": images}, {"ids": ids, "channels": channels}, {}),
-        "verdict": put(store, f"verdicts/{name}", {}, verdict, {}),
+        "verdict": put(store, f"verdicts/{name}", {}, verdict, {"findings.parquet": parquet([found])}),
         "maps": put(store, f"maps/{name}", {"maps": maps}, {"ids": ids}, {}),
         "evaluation": put(store, f"evaluation/{name}", {"masks": truth}, {"ids": ids}, files),
     }
@@ -190,7 +203,7 @@ def test_page_is_whole_and_asks_nothing_of_others(store: Store, tmp_path: Path) 
     assert len(page.asked) == 25  # the icon and 3 cells x 4 examples x 2 pictures
     assert all(asked.startswith("data:") for asked in page.asked)
     assert page.links
-    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert {link for link in page.links if link[1:] not in page.ids} == {"data.html"}
     assert len(page.ids) == len(set(page.ids))
     assert not re.search(r"https?://|url\(|@import", text)
     assert all(page.alts)
@@ -237,6 +250,50 @@ def test_set_aside_images_are_listed_by_reason(store: Store, tmp_path: Path) -> 
     assert "decodes whole" in shown
 
 
+def test_verdicts_on_one_category_are_told_once() -> None:
+    asked = {"name": "readable", "description": "decodes whole", "severity": "reject", "success": False}
+    twice = finding("a.png", "reject", "readable", "truncated")
+    verdicts = [
+        ({"stop": None, "expectations": [asked]}, [twice, finding("", "warn", "published_counts", "12 of 13")]),
+        ({"stop": "no image", "expectations": [asked]}, [twice, finding("b.png", "reject", "readable", "truncated")]),
+    ]
+    merged = tables.merge_verdicts(verdicts)
+    assert (merged.stop, merged.expectations) == (["no image"], [asked])
+    assert tables.by_reason(merged.findings["reject"]) == {"truncated": ["a.png", "b.png"]}
+    assert tables.by_reason(merged.findings["warn"]) == {"12 of 13": ["the category as a whole"]}
+
+
+def test_long_lists_of_findings_are_capped(store: Store, tmp_path: Path) -> None:
+    keys = outputs(store, "many", masks=False)
+    rows = [finding(f"{n}.png", "warn", "usual_size", f"reason {n % 20}") for n in range(200)]
+    keys["verdict"] = put(store, "verdicts/many2", {}, {"stop": None}, {"findings.parquet": parquet(rows)})
+    write_record(store, record("spade", "many", keys=keys))
+    shown = Page(made(store, tmp_path)).text
+    assert "Remarks: 200" in shown
+    assert "and 2 more" in shown  # of the 10 images of a reason, 8 are named
+    assert "For 12 more reasons see the data page" in shown
+
+
+def test_the_data_page_stands_beside_it(store: Store, tmp_path: Path) -> None:
+    made(store, tmp_path)
+    text = (tmp_path / "out" / "data.html").read_text(encoding="utf-8")
+    assert Page(text).text.count("cannot be read: truncated") >= 2  # a verdict each category
+    assert "<b>x" not in text
+    assert "train/good/013.png" in (tmp_path / "out" / "findings.csv").read_text(encoding="utf-8")
+
+
+def test_the_data_page_shows_the_verdicts_given_and_those_of_the_cells(store: Store, tmp_path: Path) -> None:
+    category = Category(store.url, "mvtec_ad", "stopped one", "", "", "")
+    stop = {"stop": "no image is left", "accepted": 0, "rejected": 0}
+    verdict = put(store, "verdicts/stopped", {}, stop, {"findings.parquet": parquet([finding("", "stop", "a", "b")])})
+    given = [Judged(category, "images/none", verdict)]
+    given.append(Judged(replace(category, category="grid"), "images/grid", "verdicts/stopped"))
+    report.fn(store.url, str(tmp_path / "out"), judged=given)
+    shown = Page((tmp_path / "out" / "data.html").read_text(encoding="utf-8")).text
+    assert "Data: <b>x, grid, verdict stopped, grid, verdict grid2, stopped one May" in shown
+    assert shown.count("Stopped: no image is left") == 4  # two categories, above and in their sections
+
+
 def test_published_figures_stand_beside_ours_and_only_on_their_data(store: Store, tmp_path: Path) -> None:
     shown = Page(made(store, tmp_path)).text
     assert "padim, published, full data, other backbones" in shown
@@ -275,7 +332,7 @@ def test_spread_is_over_seeds() -> None:
     (row,) = tables.ranking(cells).rows
     assert row.values["pro"].mean == pytest.approx(0.8)
     assert row.values["pro"].spread == pytest.approx(0.1)
-    assert "80.0 ± 10.0" in tables.result_table_markdown(cells)
+    assert "80.0 ± 10.0" in export.result_table_markdown(cells)
 
 
 def test_lead_within_the_spread_of_seeds_is_said_to_be_so() -> None:
@@ -427,10 +484,11 @@ def test_nothing_half_written_stays(store: Store, tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tasks.report.os.replace", full)
+    monkeypatch.setattr("tasks.report.page.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         made(store, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "results.csv", "results.md"]
+    kept = ["data.html", "findings.csv", "index.html", "results.csv", "results.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == kept
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8") == before
 
 

@@ -1,47 +1,32 @@
 """Exact pixel metrics of any number of images, from counts that simply add up.
 
-A map's values are rounded to float16, which has fewer than 65,536 values; everything after that rounding is exact. So
-one count for each value, of normal and of anomalous pixels, holds all that ROC, precision-recall and PRO curves need:
-the memory does not grow with the number of images, and counts made by different workers merge in any order.
+One count for each of float16's values, of normal and of anomalous pixels, holds all that ROC, precision-recall and PRO
+curves need: counts made by different workers merge in any order, to the bit. Memory does not grow with the number of
+pixels: 0.5 MiB, and 1 MiB for all regions, for each of four sizes, for each defect type and for annotated defects; an
+image adds its row of some hundred bytes.
 
-PRO: Bergmann et al., MVTec AD, IJCV 2021, section 5.1 (per-region overlap); a region is 8-connected.
+PRO: Bergmann et al., MVTec AD, IJCV 2021, section 5.1. sPRO: Bergmann et al., IJCV 2022, section 5 (LOCO AD).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import ndimage
 
-from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
-from al_models.metrics.curves import Sweep, area_to_limit, from_zero, thin
-from al_models.metrics.resize import resize_map
-
-N_KEYS = 65_536
-BELOW_ALL = -65520.0
-"""Rounds to -inf in float16: a threshold that every pixel exceeds."""
-REGION_UNITS = 2**40
-"""A whole region in fixed point: its overlap is kept within 5e-13, and int64 holds the sum of 8 million regions."""
-_EIGHT_CONNECTED = np.ones((3, 3), bool)
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """One image's own figures, for choosing which images to show."""
-
-    image_id: str
-    n_normal: int
-    """Pixels outside the mask, at the mask's size."""
-    n_anomalous: int
-    """Pixels inside the mask."""
-    n_regions: int
-    """8-connected regions of the mask."""
-    auroc: float | None = None
-    """None, like the two below, unless the image has both normal and anomalous pixels."""
-    average_precision: float | None = None
-    iou_max: float | None = None
+from al_models.metrics.curves import (
+    PRO_LIMITS,
+    PixelTable,
+    check_limits,
+    mean_overlap,
+    pro_areas,
+    rates_at_threshold,
+)
+from al_models.metrics.keys import N_KEYS, just_below, keys_of
+from al_models.metrics.per_image import ImageCounts, ImageRow, count_image
+from al_models.metrics.regions import SIZES, Defect, RegionSums
 
 
 def _zeros() -> np.ndarray:
@@ -50,99 +35,141 @@ def _zeros() -> np.ndarray:
 
 @dataclass(eq=False)
 class PixelCounts:
-    """Counts of pixels by map value; add (map, mask) pairs one by one, merge parts, then ask for metrics.
+    """Counts of pixels by map value; add images one by one, merge parts, then ask for metrics.
 
     All metrics see the maps rounded to float16 and are exact from there on: no binning, no clamping.
     """
 
     normal: np.ndarray = field(default_factory=_zeros)
     """int64 [65536]: normal pixels by the key of their value; keys rise with values."""
-    anomalous: np.ndarray = field(default_factory=_zeros)
-    """int64 [65536]: anomalous pixels likewise."""
-    overlap: np.ndarray = field(default_factory=_zeros)
-    """int64 [65536]: sum over regions of the share of the region that has this value, in units of 2^-40 region."""
-    n_regions: int = 0
+    regions: RegionSums = field(default_factory=RegionSums)
+    """Anomalous pixels and overlap of all regions."""
+    sizes: dict[str, RegionSums] = field(default_factory=dict)
+    """Size of region -> likewise."""
+    types: dict[str, RegionSums] = field(default_factory=dict)
+    """Defect type of the image -> likewise."""
+    defects: RegionSums | None = None
+    """Annotated defects with saturated overlap; None until an image has some."""
     images: dict[str, ImageRow] = field(default_factory=dict)
     """Image id -> its row."""
+    excluded: set[str] = field(default_factory=set)
+    """Images left out because their mask is unknown."""
+
+    @staticmethod
+    def of(images: Iterable[ImageCounts]) -> PixelCounts:
+        """The counts of these images."""
+        counts = PixelCounts()
+        for image in images:
+            counts.add_counts(image)
+        return counts
+
+    @property
+    def anomalous(self) -> np.ndarray:
+        """int64 [65536]: anomalous pixels by key."""
+        return self.regions.anomalous
+
+    @property
+    def overlap(self) -> np.ndarray:
+        """int64 [65536]: sum over regions of the share of the region with this key, in units of 2^-40 region."""
+        return self.regions.overlap
+
+    @property
+    def n_regions(self) -> int:
+        """8-connected regions of all masks."""
+        return self.regions.n_regions
 
     def add(
-        self, image_id: str, map: np.ndarray, mask: np.ndarray | None, shape: tuple[int, int] | None = None
-    ) -> None:
-        """Count one image.
+        self,
+        image_id: str,
+        map: np.ndarray,
+        mask: np.ndarray | None,
+        shape: tuple[int, int] | None = None,
+        valid: np.ndarray | None = None,
+        defects: Sequence[Defect] | None = None,
+        defect_type: str | None = None,
+    ) -> ImageCounts:
+        """Count one image, as `count_image` does, and return its counts; `exclude` an image whose mask is unknown.
 
-        The map, float [h, w] of any size, is brought to the size of the mask, bool [H, W]. A good image has no mask:
-        give None and the `shape` (H, W) to judge it at. Leave out images whose mask is unknown. Raises InvalidInput,
-        and counts nothing, for a map that is not finite or beyond float16, for a mask that is not bool, and for an
-        image that was counted before.
+        Raises InvalidInput, and counts nothing, for what `count_image` refuses and for an image known already.
         """
-        if image_id in self.images:
+        self._check_new(image_id)
+        image = count_image(image_id, map, mask, shape=shape, valid=valid, defects=defects, defect_type=defect_type)
+        self.add_counts(image)
+        return image
+
+    def add_counts(self, image: ImageCounts) -> None:
+        """Add an image that is counted already. Raises InvalidInput for an image known already."""
+        self._check_new(image.image_id)
+        self.normal[image.normal_keys] += image.normal_counts  # each key once, so indexing adds
+        self.regions.add(image.regions)
+        for size, regions in image.by_size.items():
+            self.sizes.setdefault(size, RegionSums()).add(regions)
+        if image.defect_type is not None and image.regions.n_regions:
+            self.types.setdefault(image.defect_type, RegionSums()).add(image.regions)
+        if image.defects is not None:
+            self.defects = self.defects or RegionSums()
+            self.defects.add(image.defects)
+        self.images[image.image_id] = image.row()
+
+    def exclude(self, image_id: str) -> None:
+        """Leave an image out whose mask is unknown: it enters no metric but is listed in `excluded`."""
+        self._check_new(image_id)
+        self.excluded.add(image_id)
+
+    def _check_new(self, image_id: str) -> None:
+        if image_id in self.images or image_id in self.excluded:
             raise InvalidInput(f"image {image_id} is counted already; add each image once")
-        mask, shape = _checked_mask(image_id, mask, shape)
-        keys = keys_of(resize_map(_checked_map(image_id, map), shape))
-        normal = np.bincount(keys.ravel(), minlength=N_KEYS)
-        anomalous, overlap, n_regions = _zeros(), _zeros(), 0
-        if mask is not None and mask.any():
-            box = _box(mask)  # labelling the defect's surroundings would cost more than all the rest
-            mask, keys = mask[box], keys[box]
-            regions, n_regions = ndimage.label(mask, _EIGHT_CONNECTED)
-            inside = keys[mask]  # (m,)
-            anomalous = np.bincount(inside, minlength=N_KEYS)
-            normal = normal - anomalous
-            overlap = _overlap(regions[mask], inside)
-        self.normal += normal
-        self.anomalous += anomalous
-        self.overlap += overlap
-        self.n_regions += n_regions
-        self.images[image_id] = _row(image_id, normal, anomalous, n_regions)
 
     def merge(self, other: PixelCounts) -> PixelCounts:
         """The counts of both, as new counts; exact, whatever the order. Raises InvalidInput for an image in both."""
-        both = self.images.keys() & other.images.keys()
+        both = (self.images.keys() | self.excluded) & (other.images.keys() | other.excluded)
         if both:
             raise InvalidInput(f"image {min(both)} is counted in both parts; merge parts that share no image")
+        of_defects = [part.defects for part in (self, other) if part.defects is not None]
         return PixelCounts(
             normal=self.normal + other.normal,
-            anomalous=self.anomalous + other.anomalous,
-            overlap=self.overlap + other.overlap,
-            n_regions=self.n_regions + other.n_regions,
+            regions=self.regions.merge(other.regions),
+            sizes=_merged(self.sizes, other.sizes),
+            types=_merged(self.types, other.types),
+            defects=_sum(of_defects) if of_defects else None,
             images={**self.images, **other.images},
+            excluded=self.excluded | other.excluded,
         )
 
     def rows(self) -> list[ImageRow]:
         """Each image's own figures, by image id."""
         return [self.images[image_id] for image_id in sorted(self.images)]
 
-    def metrics(self, pro_limit: float = 0.3) -> dict[str, float]:
-        """`pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `iou_max`, `pro`, fractions in 0..1; none without both kinds.
+    def metrics(self, pro_limits: Sequence[float] = PRO_LIMITS) -> dict[str, float]:
+        """`pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `iou_max`, `pro...`, fractions in 0..1; none without both kinds.
 
         `pro` is the area under mean overlap of the regions against the false positive rate of all normal pixels, up
-        to `pro_limit` (in 0..1, 0 excluded) and divided by it.
+        to 0.3 and divided by it; `pro_at_0.05`, `pro_at_0.01` likewise up to 0.05 and 0.01. Where images had annotated
+        defects, `spro_at_0.3` and so on are the same with saturated overlap of the defects (LOCO AD: 0.05). Limits
+        lie in 0..1, 0 excluded.
         """
-        if not 0 < pro_limit <= 1:
-            raise InvalidInput(f"pro_limit is {pro_limit}; give a false positive rate above 0 and at most 1")
-        keys, sweep = _sweep(self.normal, self.anomalous)
-        if not sweep.defined:
-            return {}
-        return {
-            "pixel_auroc": sweep.auroc(),
-            "pixel_ap": sweep.average_precision(),
-            "pixel_f1_max": float(sweep.f1().max()),
-            "iou_max": float(sweep.iou().max()),
-            "pro": area_to_limit(*self._pro_curve(keys, sweep), pro_limit),
-        }
+        found = self._table(self.regions).metrics(pro_limits)
+        return found | self._spro(pro_limits)
+
+    def metrics_by_size(self) -> dict[str, dict[str, float]]:
+        """Size of region -> metrics of those regions against ALL normal pixels, with their `n_regions`, `n_pixels`.
+
+        Sizes, by the share of the image's area: tiny below 0.01 %, small below 0.1 %, medium below 1 %, large from
+        there on; only sizes that occur. Regions of other sizes are left out. AP and F1 depend on how many anomalous
+        pixels there are, so compare them between methods, not between sizes; AUROC and PRO do not.
+        """
+        return {size: self._of_group(self.sizes[size]) for size in SIZES if size in self.sizes}
+
+    def metrics_by_type(self) -> dict[str, dict[str, float]]:
+        """Defect type -> metrics of its regions against ALL normal pixels, as `metrics_by_size`; by name."""
+        return {name: self._of_group(self.types[name]) for name in sorted(self.types)}
 
     def best_thresholds(self) -> dict[str, float]:
         """The threshold that reaches `pixel_f1_max` and the one that reaches `iou_max`: flag where map > threshold.
 
         The highest of equals. They are fitted to these very masks: to describe, never to decide.
         """
-        keys, sweep = _sweep(self.normal, self.anomalous)
-        if not sweep.defined:
-            return {}
-        return {
-            "pixel_f1_max": _just_below(keys[np.argmax(sweep.f1())]),
-            "iou_max": _just_below(keys[np.argmax(sweep.iou())]),
-        }
+        return self._table(self.regions).best_thresholds()
 
     def at_threshold(self, threshold: float) -> dict[str, float]:
         """`iou_at_threshold`, `precision_...`, `recall_...`, `fpr_at_threshold` when pixels > threshold are flagged.
@@ -151,128 +178,55 @@ class PixelCounts:
         `fpr` has a meaning without anomalous pixels; `precision` has none when nothing is flagged. Raises InvalidInput
         for NaN.
         """
-        if np.isnan(threshold):
-            raise InvalidInput("the threshold is NaN; give a number")
-        with np.errstate(over="ignore"):  # beyond float16: flags all or nothing
-            first = int(keys_of(np.array([threshold]))[0]) + 1
-        false, true = int(self.normal[first:].sum()), int(self.anomalous[first:].sum())
-        negatives, positives = int(self.normal.sum()), int(self.anomalous.sum())
-        found = {}
-        if negatives:
-            found["fpr_at_threshold"] = false / negatives
-        if positives:
-            found["iou_at_threshold"] = true / (false + positives)
-            found["recall_at_threshold"] = true / positives
-        if positives and false + true:
-            found["precision_at_threshold"] = true / (false + true)
-        return found
+        first = threshold_key(threshold) + 1
+        return rates_at_threshold(
+            int(self.normal[first:].sum()),
+            int(self.anomalous[first:].sum()),
+            int(self.normal.sum()),
+            int(self.anomalous.sum()),
+        )
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """`roc` (FPR, recall), `pr` (recall, precision), `pro` (FPR, mean overlap) for plotting, x then y.
 
         At most 200 points a curve, its two ends among them; empty without both kinds of pixel.
         """
-        keys, sweep = _sweep(self.normal, self.anomalous)
-        if not sweep.defined:
+        return self._table(self.regions).curves()
+
+    def _table(self, sums: RegionSums) -> PixelTable:
+        keys = np.flatnonzero(self.normal + sums.anomalous)[::-1]
+        return PixelTable(just_below(keys), self.normal[keys], sums.anomalous[keys], sums.overlap[keys], sums.n_regions)
+
+    def _of_group(self, sums: RegionSums) -> dict[str, float]:
+        counted = {"n_regions": sums.n_regions, "n_pixels": int(sums.anomalous.sum())}
+        return counted | self._table(sums).metrics()
+
+    def _spro(self, limits: Sequence[float]) -> dict[str, float]:
+        check_limits(limits)
+        if self.defects is None or not self.defects.n_regions or not self.normal.any():
             return {}
-        return {
-            "roc": thin(from_zero(sweep.false_positive_rate()), from_zero(sweep.recall())),
-            "pr": thin(sweep.recall(), sweep.precision()),
-            "pro": thin(*self._pro_curve(keys, sweep)),
-        }
-
-    def _pro_curve(self, keys: np.ndarray, sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
-        mean_overlap = np.cumsum(self.overlap[keys]) / (REGION_UNITS * self.n_regions)
-        return from_zero(sweep.false_positive_rate()), from_zero(mean_overlap)
+        keys = np.flatnonzero(self.normal + self.defects.overlap)[::-1]
+        false = np.cumsum(self.normal[keys])
+        curve = mean_overlap(self.defects.overlap[keys], self.defects.n_regions)
+        areas = pro_areas(false / false[-1], curve, limits)
+        return {f"spro_at_{limit:g}": float(area) for limit, area in zip(limits, areas, strict=True)}
 
 
-def keys_of(values: np.ndarray) -> np.ndarray:
-    """uint16 keys that order as the values do once rounded to float16; -0 and +0 share a key."""
-    bits = values.astype(np.float16).view(np.int16)
-    # A float is sign and magnitude, an integer two's complement: negate the magnitude where the sign bit is set.
-    negative = bits >> 15  # -1 or 0
-    signed = (bits ^ (negative & 0x7FFF)) - negative
-    return signed.view(np.uint16) ^ np.uint16(0x8000)
+def threshold_key(threshold: float) -> int:
+    """The float16 key of a threshold: pixels with a higher key are flagged. Raises InvalidInput for NaN."""
+    if np.isnan(threshold):
+        raise InvalidInput("the threshold is NaN; give a number")
+    with np.errstate(over="ignore"):  # beyond float16: flags all or nothing
+        return int(keys_of(np.array([threshold]))[0])
 
 
-def _just_below(key: int) -> float:
-    """The largest float16 value below this key's: flags the key and all above it."""
-    signed = int(key) - 1 - 0x8000
-    bits = signed if signed >= 0 else 0x8000 - signed
-    return max(float(np.uint16(bits).view(np.float16)), BELOW_ALL)
+def _merged(one: Mapping[str, RegionSums], other: Mapping[str, RegionSums]) -> dict[str, RegionSums]:
+    names = sorted(one.keys() | other.keys())
+    return {name: _sum([part[name] for part in (one, other) if name in part]) for name in names}
 
 
-def _sweep(normal: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, Sweep]:
-    """The keys that occur, highest first [t], and what is flagged from each on."""
-    keys = np.flatnonzero(normal + anomalous)[::-1]
-    return keys, Sweep.of_counts(normal[keys], anomalous[keys])
-
-
-def _overlap(regions: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Share of each region by key, summed over regions: int64 [65536] in units of 1 / REGION_UNITS.
-
-    `regions` [m] counts from 1, `keys` [m]. It is the running share of a region that is rounded, not each pixel's
-    weight: errors do not pile up, and each region sums to REGION_UNITS exactly.
-    """
-    area = np.bincount(regions)[1:]  # (r,)
-    pairs, counts = _count_distinct((regions.astype(np.int64) - 1) * N_KEYS + keys, len(area) * N_KEYS)
-    region = pairs // N_KEYS  # (pairs stand by region, then by key)
-    seen = np.cumsum(counts) - (np.cumsum(area) - area)[region]  # pixels of the region up to this key
-    running = region * REGION_UNITS + np.rint(seen / area[region] * REGION_UNITS).astype(np.int64)
-    overlap = _zeros()
-    np.add.at(overlap, pairs % N_KEYS, np.diff(running, prepend=0))
-    return overlap
-
-
-def _count_distinct(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values, rising, and how often each occurs; `values` lie in 0..limit-1."""
-    if limit > 4 * len(values):
-        return np.unique(values, return_counts=True)
-    counts = np.bincount(values, minlength=limit)  # many values of few kinds: a table is ten times faster than sorting
-    distinct = np.flatnonzero(counts)
-    return distinct, counts[distinct]
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """The smallest rectangle that holds all of a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
-def _row(image_id: str, normal: np.ndarray, anomalous: np.ndarray, n_regions: int) -> ImageRow:
-    n_normal, n_anomalous = int(normal.sum()), int(anomalous.sum())
-    if not (n_normal and n_anomalous):
-        return ImageRow(image_id, n_normal, n_anomalous, n_regions)
-    _, sweep = _sweep(normal, anomalous)
-    return ImageRow(
-        image_id, n_normal, n_anomalous, n_regions, sweep.auroc(), sweep.average_precision(), float(sweep.iou().max())
-    )
-
-
-def _checked_map(image_id: str, map: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is refused below
-        map = np.asarray(map).astype(np.float32, copy=False)
-    if map.ndim != 2 or map.size == 0:
-        raise InvalidInput(f"the map of image {image_id} has shape {map.shape}; give one map [h, w] at a time")
-    if not np.abs(map).max() <= FLOAT16_MAX:  # a NaN fails any comparison
-        raise InvalidInput(
-            f"the map of image {image_id} holds NaN, inf or a value beyond ±{FLOAT16_MAX:.0f}, which float16 cannot "
-            "hold; check the model that made it, or scale its maps down"
-        )
-    return map
-
-
-def _checked_mask(
-    image_id: str, mask: np.ndarray | None, shape: tuple[int, int] | None
-) -> tuple[np.ndarray | None, tuple[int, int]]:
-    if mask is None and shape is None:
-        raise InvalidInput(f"image {image_id} has neither mask nor shape; give the shape (H, W) of a good image")
-    mask = None if mask is None else np.asarray(mask)
-    if mask is not None and (mask.dtype != bool or mask.ndim != 2):
-        raise InvalidInput(f"the mask of image {image_id} is {mask.dtype} {mask.shape}; give bool [H, W]")
-    if mask is not None and shape is not None and mask.shape != tuple(shape):
-        raise InvalidInput(f"image {image_id} has a mask of shape {mask.shape} but shape {tuple(shape)}; give one")
-    shape = tuple(shape) if mask is None else mask.shape
-    if len(shape) != 2 or min(shape) < 1:
-        raise InvalidInput(f"image {image_id} is to be judged at shape {shape}; give (H, W), both at least 1")
-    return mask, shape
+def _sum(parts: Sequence[RegionSums]) -> RegionSums:
+    total = RegionSums()
+    for part in parts:
+        total = total.merge(part)
+    return total

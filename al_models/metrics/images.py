@@ -23,8 +23,8 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if not sweep.defined:
         return {}
     return {
-        "image_auroc": sweep.auroc(),
-        "image_ap": sweep.average_precision(),
+        "image_auroc": float(sweep.auroc()),
+        "image_ap": float(sweep.average_precision()),
         "image_f1_max": float(sweep.f1().max()),
     }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from scipy.fft import dctn
 
 from al_models.errors import InvalidInput
 
@@ -40,6 +41,8 @@ class Decoded:
     """uint8 (h, w) for gray, (h, w, 3) for colour (RGB)."""
     width: int
     height: int
+    format: str
+    """Pillow's word for the file's format (`PNG`, `JPEG`, ...)."""
     mode: str
     """Pillow's word for the file's pixels (`L`, `RGB`, `I;16`, `P`, ...)."""
     bit_depth: int
@@ -71,25 +74,12 @@ def decode(data: bytes) -> Decoded:
         pixels=pixels,
         width=image.width,
         height=image.height,
+        format=image.format or "",
         mode=image.mode,
         bit_depth=bits,
         n_channels=1 if pixels.ndim == 2 else 3,
         note="; ".join(note for note in notes if note) or None,
     )
-
-
-def decode_mask(data: bytes) -> np.ndarray:
-    """The anomalous pixels of a mask file, bool (h, w).
-
-    A pixel is anomalous above half of the range (gray value > 127 of 255), or above 0 where the largest value of the
-    whole mask is 1. Raises InvalidInput as `decode` does, except for transparency, which a mask may have.
-    """
-    image, _ = _load(data)
-    sixteen = image.mode.startswith("I")
-    gray = np.asarray(image if sixteen else image.convert("L"))
-    if gray.max() == 1:
-        return gray > 0
-    return gray > (32767 if sixteen else 127)
 
 
 def is_gray(path: str | Path) -> bool | None:
@@ -118,6 +108,29 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape[:2] == (size, size):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def sharpness(pixels: np.ndarray) -> float:
+    """Variance of the Laplacian of the gray image: uint8 [h, w(, 3 or 1)] -> a number that falls with blur.
+
+    Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy"; comparable at one image size only.
+    """
+    gray = pixels.astype(np.float32) if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
+    inner = gray[1:-1, 1:-1]
+    return float((gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * inner).var())
+
+
+def perceptual_hash(pixels: np.ndarray) -> bytes:
+    """256 bits that near-duplicates share: uint8 [h, w(, 3 or 1)] -> 32 bytes.
+
+    Which of the 16 x 16 lowest frequencies of the image at 64 x 64 lie above their median (Zauner 2010, "Implementation
+    and benchmarking of perceptual image hash functions"), the mean brightness left out.
+    """
+    gray = pixels if pixels.ndim == 2 else np.rint(pixels.mean(axis=2, dtype=np.float32)).astype(np.uint8)
+    small = Image.fromarray(gray).resize((64, 64), Image.Resampling.BILINEAR)
+    low = dctn(np.asarray(small, dtype=np.float32))[:16, :16]
+    low[0, 0] = 0
+    return np.packbits(low > np.median(low)).tobytes()
 
 
 def load_images(paths: Sequence[str | Path], size: int) -> np.ndarray:

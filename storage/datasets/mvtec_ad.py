@@ -1,4 +1,4 @@
-"""The layout of MVTec AD (Bergmann et al. 2019), which most industrial data sets follow.
+"""MVTec AD (Bergmann, Fauser, Sattlegger, Steger 2019, CVPR), whose layout most industrial data sets follow.
 
     <root>/<category>/train/good/*           good images to learn from
                       validation/good/*      good images to calibrate on (optional)
@@ -6,138 +6,163 @@
                       ground_truth/<defect type>/<image's stem>_mask.*  or  <image's stem>.*
 
 The root may also be one category. Masks belong to images by their stem, never by their position in a listing; an
-anomalous image without one has an unknown mask.
+anomalous image without one has an unknown mask. Numbers of images: Table 1 of the paper.
+
+`list_tree` serves every data set in this layout, also under other names for its folders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from storage.datasets import Listing, SetAside, choose, existing_folder, images_in, inside, with_hashes
-from storage.errors import DatasetError, OutsideRoot
-from storage.samples import Label, Sample, Split
+from storage.listing import Dataset, Listing, SetAside, choose, counts_of, images_in, subfolders, why_outside
+from storage.readers import Folder, add_category, find_root, is_tree, known_paths, pair, strays
+from storage.samples import Sample
 
-LAYOUT = "[<category>/]train/good/*, test/<good or defect type>/*, ground_truth/<defect type>/<stem>_mask.png"
+TREE = """\
+<root>/<category>/train/good/000.png ...
+<root>/<category>/validation/good/*           optional: good images to calibrate on
+<root>/<category>/test/good/000.png ...
+<root>/<category>/test/<defect type>/000.png ...
+<root>/<category>/ground_truth/<defect type>/000_mask.png ..."""
+
+_PUBLISHED = {  # train, test good, test anomalous
+    "bottle": (209, 20, 63),
+    "cable": (224, 58, 92),
+    "capsule": (219, 23, 109),
+    "carpet": (280, 28, 89),
+    "grid": (264, 21, 57),
+    "hazelnut": (391, 40, 70),
+    "leather": (245, 32, 92),
+    "metal_nut": (220, 22, 93),
+    "pill": (267, 26, 141),
+    "screw": (320, 41, 119),
+    "tile": (230, 33, 84),
+    "toothbrush": (60, 12, 30),
+    "transistor": (213, 60, 40),
+    "wood": (247, 19, 60),
+    "zipper": (240, 32, 119),
+}
+
+DATASET = Dataset(
+    title="MVTec Anomaly Detection: 10 objects and 5 textures",
+    licence="CC BY-NC-SA 4.0",
+    home="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+    citation="Bergmann et al., MVTec AD: A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection, "
+    "CVPR 2019",
+    categories=tuple(_PUBLISHED),
+    images=5354,
+    tree=TREE,
+    obtain="Download it from its home page, whose form asks you to accept the licence, and unpack the archive.",
+    counts=counts_of(_PUBLISHED, "train", "test/good", "test/anomalous"),
+)
 
 
-def list_samples(dataset: str, root: Path, categories: Sequence[str] | None, inspect: Path | None) -> Listing:
+_CLOSED = {"ground_truth/good": "masks of good images, which have no anomalous pixel; what lies in it is not read"}
+
+
+def list_samples(dataset: str, root: Path, categories: Sequence[str] | None) -> Listing:
     """The images of MVTec AD, or of one of its categories. Raises DatasetError for another layout."""
-    if inspect is not None:
-        raise DatasetError(
-            f"{dataset} was given {str(inspect)!r} to inspect, but takes its images to judge from test/; use the data "
-            f"set 'folder' with a plain folder of good images"
-        )
     return list_tree(dataset, root, categories)
 
 
-def list_tree(dataset: str, root: Path, categories: Sequence[str] | None) -> Listing:
-    """The images of any folder in this layout."""
-    root = existing_folder(root, "root")
-    if not is_tree(root):
-        raise DatasetError(f"{root} holds no train/good, neither itself nor in its folders; expected {LAYOUT}")
-    known = _category_folders(root)
-    found: list[Sample] = []
-    aside: list[SetAside] = []
-    problems: dict[str, str] = {}
+def _folders(category: Path) -> list[Folder]:
+    kinds = {*subfolders(category / "test"), *subfolders(category / "ground_truth")} - {"good"}
+    return [
+        Folder(path="train/good", split="train", label="good", defect_type="good"),
+        Folder(path="validation/good", split="validation", label="good", defect_type="good"),
+        Folder(path="test/good", split="test", label="good", defect_type="good"),
+        *(
+            Folder(path=f"test/{kind}", split="test", label="anomalous", defect_type=kind, masks=f"ground_truth/{kind}")
+            for kind in sorted(kinds)
+        ),
+    ]
+
+
+def list_tree(
+    dataset: str,
+    root: Path,
+    categories: Sequence[str] | None,
+    *,
+    tree: str = TREE,
+    train: str = "train/good",
+    folders_of: Callable[[Path], Sequence[Folder]] = _folders,
+    closed: Mapping[str, str] = _CLOSED,
+    mask_rule: str = "auto",
+) -> Listing:
+    """The images of a data set whose categories hold the folders that `folders_of` names; the root may be a category.
+
+    `train` is the folder that every category learns from; `closed` are folders in a category that are not read, with
+    the reason. Any other image in a category is set aside. Raises DatasetError, showing the `tree`, for another layout.
+    """
+    root = find_root(root, lambda folder: is_tree(folder, train), train, tree)
+    known = {root.name: root} if os.path.isdir(root / train) else {name: root / name for name in subfolders(root)}
+    listing = Listing(root)
     for name in choose(categories, known):
-        samples, left_out = _list_category(dataset, name, known[name], root)
-        aside += left_out
-        if any(sample.split == "train" for sample in samples):
-            found += samples
-        else:
-            problems[name] = _why_no_training(known[name], root, left_out)
-    samples, unreadable = with_hashes(root, found)
-    return Listing(root=root, samples=samples, set_aside=aside + unreadable, problems=problems)
+        samples, aside = _list_category(dataset, name, known[name], root, folders_of(known[name]), closed, mask_rule)
+        path = (known[name] / train).relative_to(root).as_posix()
+        add_category(listing, name, samples, aside, f"{path} holds no image to learn from; put good images there")
+    return listing
 
 
-def is_tree(root: Path) -> bool:
-    """Whether a folder, or one of its folders, has train/good."""
-    return any((folder / "train" / "good").is_dir() for folder in _category_folders(root).values())
+def _list_category(
+    dataset: str,
+    category: str,
+    place: Path,
+    root: Path,
+    folders: Sequence[Folder],
+    closed: Mapping[str, str],
+    mask_rule: str,
+) -> tuple[list[Sample], list[SetAside]]:
+    def at(name: str) -> str:
+        return (place / name).relative_to(root).as_posix()
 
-
-def _category_folders(root: Path) -> dict[str, Path]:
-    if (root / "train" / "good").is_dir():
-        return {root.resolve().name: root}
-    return {entry.name: entry for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name[0] != "."}
-
-
-def _list_category(dataset: str, category: str, folder: Path, root: Path) -> tuple[list[Sample], list[SetAside]]:
-    path = folder.relative_to(root).as_posix()
-    try:
-        inside(root, path)
-    except OutsideRoot as error:
-        return [], [SetAside(category, path, str(error))]
+    if (reason := why_outside(root, at("."))) is not None:
+        return [], [SetAside(category, at("."), reason)]
     samples: list[Sample] = []
-    aside: list[SetAside] = []
+    opened: list[str] = []
+    for folder in folders:
+        images = images_in(place / folder.path, root, category)[0]
+        masks = [] if folder.masks is None else _masks_in(place / folder.masks, root, category)
+        points = [] if folder.xyz is None else images_in(place / folder.xyz, root, category)[0]
+        mask_of, xyz_of = pair(images, masks, "_mask", ""), pair(images, points, "")
+        said = (dataset, category, folder.split, folder.label, folder.defect_type)
+        for image in images:
+            mask, xyz = mask_of[image], xyz_of[image]
+            samples.append(Sample("", image, *said, mask, mask_rule=mask_rule if mask else "auto", xyz=xyz))
+        opened += [at(name) for name in (folder.path, folder.masks, folder.xyz) if name is not None]
+        if folder.masks is not None:
+            opened += [at(f"{folder.masks}/{name}") for name in subfolders(place / folder.masks)]
+    aside = [SetAside(category, at(name), why) for name, why in closed.items() if os.path.isdir(place / name)]
 
-    def add(split: Split, kind: str, masks: dict[str, str]) -> None:
-        files, left_out = images_in(folder / split / kind, root, category)
-        label: Label = "good" if kind == "good" else "anomalous"
-        samples.extend(Sample("", file, dataset, category, split, label, kind, masks.get(file)) for file in files)
-        aside.extend(left_out)
+    def why(path: str) -> str:
+        return _why_left(place, (root / path).relative_to(place).as_posix(), folders)
 
-    for split in ("train", "validation"):
-        add(split, "good", {})
-        aside += _strays(folder / split, root, category, ["good"])
-    kinds = _subfolders(folder / "test")
-    for kind in kinds:
-        masks, left_out = _pair_masks(folder, kind, root, category)
-        add("test", kind, masks)
-        aside += left_out
-    aside += _strays(folder / "test", root, category, kinds)
-    return samples, aside + _masks_of_nothing(folder, kinds, root, category)
-
-
-def _pair_masks(folder: Path, kind: str, root: Path, category: str) -> tuple[dict[str, str], list[SetAside]]:
-    """Image path -> mask path for one defect type, and the masks that are no image's."""
-    masks, aside = images_in(folder / "ground_truth" / kind, root, category)
-    images = images_in(folder / "test" / kind, root, category)[0] if kind != "good" else []
-    by_stem: dict[str, str] = {}
-    for mask in masks:
-        by_stem.setdefault(PurePosixPath(mask).stem, mask)
-    pairs: dict[str, str] = {}
-    for image in images:
-        stem = PurePosixPath(image).stem
-        paired = by_stem.get(f"{stem}_mask") or by_stem.get(stem)
-        if paired is not None:
-            pairs[image] = paired
-    reason = f"a mask, but no image of test/{kind} was paired with it: none has its stem, or another mask came first"
-    if kind == "good":
-        reason = "a mask of a good image, which has no anomalous pixel"
-    unused = sorted(set(masks) - set(pairs.values()))
-    return pairs, aside + [SetAside(category, mask, reason) for mask in unused]
+    return samples, aside + strays(place, root, category, known_paths(samples, aside), why, opened)
 
 
-def _masks_of_nothing(folder: Path, kinds: Sequence[str], root: Path, category: str) -> list[SetAside]:
-    """Masks whose defect type has no folder of images."""
-    found: list[SetAside] = []
-    for kind in _subfolders(folder / "ground_truth"):
-        if kind not in kinds:
-            masks, aside = images_in(folder / "ground_truth" / kind, root, category)
-            found += aside + [SetAside(category, mask, f"a mask, but there is no folder test/{kind}") for mask in masks]
-    return found
+def _masks_in(folder: Path, root: Path, category: str) -> list[str]:
+    """Paths of masks in a folder: images, and folders of nothing but images."""
+    masks = images_in(folder, root, category)[0]
+    for name in subfolders(folder):
+        files, refused = images_in(folder / name, root, category)
+        if files and not refused:
+            masks.append((folder / name).relative_to(root).as_posix())
+    return masks
 
 
-def _strays(folder: Path, root: Path, category: str, expected: Sequence[str]) -> list[SetAside]:
-    """Images that lie where the layout has no meaning for them."""
-    files, aside = images_in(folder, root, category)
-    wanted = f"{folder.name}/{'good' if folder.name != 'test' else '<good or defect type>'}"
-    known = {(folder / kind).relative_to(root).as_posix() for kind in expected}
-    loose = [SetAside(category, path, f"lies outside of {wanted}; move it there to use it") for path in files]
-    others = [entry for entry in aside if entry.path not in known]
-    return loose + [SetAside(category, entry.path, f"only {wanted} is read; {entry.reason}") for entry in others]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _why_no_training(folder: Path, root: Path, aside: Sequence[SetAside]) -> str:
-    path = (folder / "train" / "good").relative_to(root).as_posix()
-    reason = f"{path} holds no image to learn from; put good images there"
-    if aside:
-        reason += f" ({len(aside)} set aside, the first: {aside[0].path}: {aside[0].reason})"
-    return reason
+def _why_left(place: Path, path: str, folders: Sequence[Folder]) -> str:
+    """Why an image that is there is no sample, mask or cloud of points; its path is within the category."""
+    for folder in folders:
+        if folder.masks is not None and path.startswith(f"{folder.masks}/"):
+            if not os.path.isdir(place / folder.path):
+                return f"a mask, but there is no folder {folder.path}"
+            return (
+                f"a mask, but no image of {folder.path} was paired with it: none has its stem, another mask came "
+                f"first, or a file beside it may not be read"
+            )
+        if folder.xyz is not None and path.startswith(f"{folder.xyz}/"):
+            return f"3-D points, but no image of {folder.path} was paired with them: none has their stem"
+    return f"only {', '.join(folder.path for folder in folders)} are read; move it into one of them to use it"

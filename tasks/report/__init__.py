@@ -1,30 +1,32 @@
-"""report: what was compared, which method is best and what it looks like: one HTML page, CSV and Markdown.
+"""report: what was compared, which method is best and what it looks like: HTML pages, CSV and Markdown.
 
 It computes nothing but averages and ranks: every figure comes out of a run record, every picture out of stored outputs.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.registry import METHODS
+from storage.errors import StorageError
 from storage.records import RunRecord, read_records
 from storage.store import Store
-from tasks.report import pictures, tables
+from tasks.handles import Category
+from tasks.report import export, pictures, tables
+from tasks.report.data import PAGE, Judged, data_report, write_data_page
+from tasks.report.export import result_table_markdown
+from tasks.report.page import environment, write_whole
 from tasks.report.pictures import Evaluation, Gallery, sample_picture
-from tasks.report.tables import Column, Ranking, Variant, result_table_markdown
+from tasks.report.tables import Column, Ranking, Variant, Verdict
+from tasks.validate import findings
 
-__all__ = ["render", "report", "result_table_markdown", "sample_picture"]
+__all__ = ["Judged", "data_report", "render", "report", "result_table_markdown", "sample_picture", "write_data_page"]
 
 _OPEN_UP_TO = 6
 """With more cells than this they are folded, so that the page stays a page."""
@@ -53,45 +55,53 @@ class CategoryView:
 
     name: str
     counts: dict[str, int]
-    verdict: dict[str, list[Any]] | None
+    verdict: Verdict | None
     """None: no verdict was stored."""
     data_differs: bool
     """Whether its cells were run on different images, which makes their figures not comparable."""
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
-def report(store_url: str, out: str, cells: list[str] | None = None) -> str:
-    """Write index.html, results.csv and results.md to the local folder `out`; the path of index.html.
+def report(store_url: str, out: str, cells: list[str] | None = None, judged: list[Judged] | None = None) -> str:
+    """Write index.html, data.html, results.csv, results.md and findings.csv to the local folder `out`; the path of
+    index.html.
 
-    `cells` names the cells to show; None shows all of the store. Raises Damaged for a record that is none.
+    `cells` names the cells to show; None shows all of the store. The data page shows `judged` and the categories of
+    the other cells. Raises Damaged for a record that is none.
     """
     store = Store(store_url)
     records = [record for record in read_records(store) if cells is None or record.cell in cells]
     pages = {
-        "results.csv": tables.results_csv(records),
-        "results.md": tables.results_markdown(records),
+        "results.csv": export.results_csv(records),
+        "results.md": export.results_markdown(records),
         "index.html": render(store, records),
     }
     folder = Path(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    write_data_page(store, folder, judged_of(store, records, judged or []))
     for name, text in pages.items():
-        _replace(folder / name, text)
+        write_whole(folder / name, text)
     return str(folder / "index.html")
+
+
+def judged_of(store: Store, records: Sequence[RunRecord], given: Sequence[Judged]) -> list[Judged]:
+    """What is given, and the last verdict on the images of each other cell; by category."""
+    found = {(one.category.name, one.images): one for one in given}
+    for record in sorted(records, key=lambda record: record.finished, reverse=True):
+        keys = record.keys
+        if "images" in keys and "verdict" in keys:
+            category = Category(store.url, record.dataset, record.category, "", keys.get("catalogue", ""), "")
+            own = Judged(category, keys["images"], keys["verdict"], keys.get("suspects"))
+            found.setdefault((category.name, own.images), own)
+    return [found[place] for place in sorted(found)]
 
 
 def render(store: Store, records: Sequence[RunRecord]) -> str:
     """The page: HTML that asks nothing of any other place."""
     found = tables.ranking(records)
-    environment = Environment(
-        loader=PackageLoader("tasks", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=tables.percent, label=_label, when=_when)
+    templates = environment()
+    templates.filters.update(label=_label, when=_when)
     answer, support = tables.headline(found)
-    return environment.get_template("template.html.j2").render(
+    return templates.get_template("template.html.j2").render(
         answer=answer,
         support=support,
         records=records,
@@ -103,6 +113,7 @@ def render(store: Store, records: Sequence[RunRecord]) -> str:
         open_cells=len(records) <= _OPEN_UP_TO,
         categories=[_category(store, records, column, found.columns) for column in found.columns],
         by_reason=tables.by_reason,
+        data_page=PAGE,
         steps=tables.steps_of(records),
         longest=max((sum(record.seconds.values()) for record in records), default=0.0),
         speed={r.variant.method: s for r in found.rows if (s := tables.published_speed().get(r.variant.method))},
@@ -146,7 +157,8 @@ def _side(cells: int) -> int:
 
 def _category(store: Store, records: Sequence[RunRecord], column: Column, columns: Sequence[Column]) -> CategoryView:
     own = [record for record in records if tables.column_of(record) == column]
-    verdicts = [found.meta for record in own if (found := pictures.artifact(store, record, "verdict")) is not None]
+    keys = dict.fromkeys(record.keys["verdict"] for record in own if "verdict" in record.keys)
+    verdicts = [found for key in keys if (found := _read_verdict(store, key)) is not None]
     data = {record.fingerprints["data"] for record in own if record.status == "done" and "data" in record.fingerprints}
     return CategoryView(
         name=tables.column_name(column, columns),
@@ -156,18 +168,14 @@ def _category(store: Store, records: Sequence[RunRecord], column: Column, column
     )
 
 
+def _read_verdict(store: Store, key: str) -> tuple[dict[str, Any], list[dict[str, str]]] | None:
+    """Manifest and findings, or None when either is gone."""
+    try:
+        return store.get(key).meta, findings(store, key).to_dict("records")
+    except (StorageError, OSError, KeyError, ValueError):  # Arrow's own errors are ValueErrors
+        return None
+
+
 def _in_order(counts: dict[str, int]) -> dict[str, int]:
     known = [name for name in _COUNTS if name in counts]
     return {name: counts[name] for name in known + sorted(counts.keys() - set(_COUNTS))}
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a page."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise

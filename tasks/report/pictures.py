@@ -290,10 +290,10 @@ def _shrunk(pixels: np.ndarray, side: int) -> Image.Image:
     return picture
 
 
-def data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image, quality: int = 80) -> str:
     """A picture as a JPEG inside the page; colour is not subsampled, which would blur the thin lines."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80, subsampling=0, optimize=True)
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -24,7 +24,7 @@ import psutil
 import zarr
 
 from al_models.metrics import PixelCounts, image_metrics
-from al_models.parts.images import decode_mask
+from storage.masks import decode_mask
 from storage.records import RunRecord, read_records
 from storage.store import Store
 

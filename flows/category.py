@@ -1,0 +1,103 @@
+"""What happens to a category before anything learns from it; each step is submitted once, for all cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect.futures import PrefectFuture
+
+from al_models.registry import create
+from al_models.types import FeatureSpec
+from flows.runfile import DataSource
+from storage.store import Store
+from tasks.demo_data import make_demo_data
+from tasks.extract import extract
+from tasks.handles import Category, Prepared, Validated
+from tasks.ingest import Ingested, ingest
+from tasks.policy import Policy
+from tasks.prepare import prepare
+from tasks.report.data import Judged
+from tasks.suspect import suspect
+from tasks.validate import validate, verdict_key
+
+Steps = dict[str, PrefectFuture[Any]]
+"""Step -> its future, in the order in which one waits for the other."""
+
+
+def listed(store: Store, source: DataSource) -> Ingested:
+    """The categories of a data set; the demo's is made first."""
+    if source.dataset == "demo":
+        make_demo_data(Path(source.root))
+    return ingest(store.url, source.dataset, source.root, source.categories, source.options)
+
+
+def shared_spec(image_size: int) -> FeatureSpec:
+    """The features that most methods share, which suspects are looked for in."""
+    spec = create("padim", image_size=image_size).feature_spec()
+    assert spec is not None
+    return spec
+
+
+@dataclass
+class CategorySteps:
+    """The steps of one category that its cells share."""
+
+    category: Category
+    policy: Policy
+    device: str
+    submitted: dict[Any, PrefectFuture[Any]] = field(default_factory=dict)
+
+    def inputs(self, image_size: int, spec: FeatureSpec | None) -> Steps:
+        """The images of this size, judged, and the features where a spec is given: `validate` and `extract` are what
+        later steps need. Suspects are taken out first where the policy says so."""
+        steps = self._judged(image_size)
+        if spec is not None:
+            steps |= {"extract": self._features(image_size, spec)}
+        if self.policy.severity("suspected_defect") == "reject":
+            cleaned = self.suspects(image_size)
+            steps |= {"suspect": cleaned["suspect"], "validate": cleaned["suspect"]}
+        return steps
+
+    def suspects(self, image_size: int) -> Steps:
+        """The images judged, and then what is suspected of them."""
+        steps = self._judged(image_size)
+        features = self._features(image_size, shared_spec(image_size))
+        if ("suspect", image_size) not in self.submitted:
+            judged = suspect.submit(steps["validate"], features, shared_spec(image_size), self.policy, self.device)
+            self.submitted["suspect", image_size] = judged
+        return {**steps, "extract": features, "suspect": self.submitted["suspect", image_size]}
+
+    def to_show(self) -> list[Steps]:
+        """What was judged, by image size; with suspects where the policy wants to know them and a cell asked for the
+        features anyway."""
+        wanted = self.policy.severity("suspected_defect") != "off"
+        sizes = [key[1] for key in self.submitted if isinstance(key, tuple) and key[0] == "prepare"]
+        return [
+            self.suspects(size) if wanted and shared_spec(size) in self.submitted else self._judged(size)
+            for size in sizes
+        ]
+
+    def _judged(self, image_size: int) -> Steps:
+        if ("prepare", image_size) not in self.submitted:
+            prepared = prepare.submit(self.category, image_size)
+            self.submitted["prepare", image_size] = prepared
+            self.submitted["validate", image_size] = validate.submit(prepared, self.policy)
+        return {step: self.submitted[step, image_size] for step in ("prepare", "validate")}
+
+    def _features(self, image_size: int, spec: FeatureSpec) -> PrefectFuture[Any]:
+        if spec not in self.submitted:
+            self.submitted[spec] = extract.submit(self._judged(image_size)["validate"], spec, self.device)
+        return self.submitted[spec]
+
+
+def judged_of(shared: CategorySteps, steps: Steps, failure: tuple[str, Exception] | None) -> Judged | None:
+    """What the data page shows of a category, also of one that was stopped; None when it could not be decoded."""
+    if failure is not None and failure[0] == "prepare":
+        return None
+    prepared: Prepared = steps["prepare"].result()
+    if failure is None and "suspect" in steps:
+        cleaned: Validated = steps["suspect"].result()
+        return Judged(shared.category, prepared.images, cleaned.verdict, cleaned.suspects)
+    return Judged(shared.category, prepared.images, verdict_key(prepared, shared.policy))

@@ -1,0 +1,80 @@
+"""Take data sets in and judge them, with nothing learned from them: what is wrong is known before a model is fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from flows.category import CategorySteps, Steps, judged_of, listed
+from flows.runfile import IngestRun
+from flows.runners import on_asked_runner, runner_for
+from flows.watch import Watch
+from storage.store import Store
+from tasks.download import download
+from tasks.report.data import Judged, data_report
+
+IMAGE_SIZE = 256
+"""What images are decoded to here, as for most methods, which then need not decode them again."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an ingest ended with."""
+
+    report: str
+    """Path of data.html."""
+    judged: list[Judged] = field(default_factory=list)
+    """The categories that a verdict was passed on."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """data set/category -> why nothing can be learned from it."""
+    remarks: dict[str, str] = field(default_factory=dict)
+    """data set/category -> why it was not searched for suspects."""
+
+
+@flow(name="ingest", flow_run_name="ingest {run.title}", task_runner=runner_for("threads"))
+def ingest(run: IngestRun) -> State[Outcome]:
+    """List, decode and judge every category, and write the page about them; an unusable one stops no other."""
+    run.check()
+    ended = on_asked_runner(ingest, run)  # a deployment starts every run on threads
+    if ended is not None:
+        return ended
+    store = Store(run.store)
+    store.check_format()
+    judged: list[Judged] = []
+    unusable: dict[str, str] = {}
+    remarks: dict[str, str] = {}
+    asked = run.validation.severity("suspected_defect")
+    with Watch(store, "ingest") as watch:
+        for shared, steps in _start(run, store, watch, unusable):
+            failure = watch.first_failure(steps)
+            if failure is not None:
+                essential = failure[0] in ("prepare", "validate") or asked == "reject"
+                (unusable if essential else remarks)[shared.category.name] = f"{failure[0]}: {failure[1]}"
+            found = judged_of(shared, steps, failure)
+            if found is not None:
+                judged.append(found)
+        path = data_report(store.url, run.report, judged)
+        watch.report(path)
+    outcome = Outcome(path, judged, unusable, remarks)
+    if unusable:
+        return Failed(data=outcome, message=f"{len(unusable)} categories cannot be used; see {path}")
+    return Completed(data=outcome, message=f"{len(judged)} categories; see {path}")
+
+
+def _start(run: IngestRun, store: Store, watch: Watch, unusable: dict[str, str]) -> list[tuple[CategorySteps, Steps]]:
+    """Submit every step of every category; what cannot even be listed is unusable."""
+    running: list[tuple[CategorySteps, Steps]] = []
+    for source in run.data:
+        if run.download:
+            download(source.dataset, source.root)
+        found = listed(store, source)
+        unusable |= {f"{source.dataset}/{name}": reason for name, reason in found.problems.items()}
+        for category in found.categories:
+            shared = CategorySteps(category, run.validation, run.device)
+            wanted = run.validation.severity("suspected_defect") != "off"
+            running.append((shared, shared.suspects(IMAGE_SIZE) if wanted else shared.inputs(IMAGE_SIZE, None)))
+    for _, steps in running:
+        watch.follow(steps)
+    return running

@@ -1,0 +1,133 @@
+"""The files of a listing: hashed once, read only as what was hashed."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from storage.errors import DatasetError
+from storage.listing import IMAGE_SUFFIXES, Listing, SetAside, inside
+from storage.samples import Sample, content_hash, sample_id
+
+Progress = Callable[[int, int], None]
+"""(files done, files in all)."""
+
+_RACY_NS = 2_000_000_000
+"""A file written so shortly before it was hashed may change again without a new time."""
+
+
+@dataclass
+class Hashes:
+    """Content names of files by place, size and time: a file is hashed again only when one of them has changed."""
+
+    known: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """Path -> size in bytes, time of change in ns, content name."""
+    hashed: int = 0
+    """Files whose content was read."""
+
+    def of(self, root: Path, path: str) -> str | None:
+        """The file's content name; None for a file that may not be read."""
+        try:
+            before = os.stat(root / path)
+            kept = self.known.get(path)
+            if kept is not None and kept[:2] == (before.st_size, before.st_mtime_ns):
+                return kept[2]
+            now = time.time_ns()
+            name = content_hash((root / path).read_bytes())
+        except PermissionError:
+            return None
+        self.hashed += 1
+        if now - before.st_mtime_ns > _RACY_NS:
+            self.known[path] = (before.st_size, before.st_mtime_ns, name)
+        return name
+
+    def to_parquet(self) -> bytes:
+        """The table, to be kept."""
+        rows = [(path, *kept) for path, kept in sorted(self.known.items())]
+        buffer = io.BytesIO()
+        pd.DataFrame(rows, columns=["path", "size", "mtime_ns", "content"]).to_parquet(buffer, index=False)
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_parquet(data: bytes) -> Hashes:
+        """What was kept."""
+        frame = pd.read_parquet(io.BytesIO(data))
+        rows = frame[["path", "size", "mtime_ns", "content"]].itertuples(index=False, name=None)
+        return Hashes({str(path): (int(size), int(time_ns), str(name)) for path, size, time_ns, name in rows})
+
+
+def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = None) -> Listing:
+    """The listing, sorted, with the content names of images and masks; unreadable files are set aside."""
+    found = sorted(listing.samples, key=lambda s: (s.category, s.path, s.box or ""))
+    files = {s.mask: _files_of(listing.root / s.mask, s.mask) for s in found if s.mask is not None}
+    paths = list(dict.fromkeys([s.path for s in found] + [path for group in files.values() for path in group]))
+    names: dict[str, str | None] = {}
+    with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter's lock
+        for path, name in zip(paths, pool.map(lambda path: hashes.of(listing.root, path), paths), strict=True):
+            names[path] = name
+            if progress is not None:
+                progress(len(names), len(paths))
+    kept: list[Sample] = []
+    aside: list[SetAside] = []
+    for sample in found:
+        group = files[sample.mask] if sample.mask is not None else []
+        for path in (sample.path, *group):
+            if names[path] is None:
+                aside.append(SetAside(sample.category, path, "may not be read; change the file's permissions"))
+        content = names[sample.path]
+        mask_id = None if sample.mask is None else _folder_id(sample.mask, group, names)
+        if content is not None:
+            mask = sample.mask if mask_id else None
+            kept.append(replace(sample, id=sample_id(content, sample.box), mask=mask, mask_id=mask_id))
+    return replace(listing, samples=kept, set_aside=listing.set_aside + list(dict.fromkeys(aside)))
+
+
+def read_image(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> bytes:
+    """The bytes of a sample's file, which are those that were hashed; its box is not cut out.
+
+    Raises OutsideRoot, and DatasetError when the file has changed since: its old name would lie about its content.
+    """
+    data = inside(root, sample.path, folders).read_bytes()
+    if sample_id(content_hash(data), sample.box) != sample.id:
+        raise _changed(root, sample.path)
+    return data
+
+
+def mask_files(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> Iterator[bytes]:
+    """The bytes of a sample's mask, file by file. Raises as `read_image`."""
+    assert sample.mask is not None
+    real = inside(root, sample.mask, folders)
+    data = {path: inside(root, path, folders).read_bytes() for path in _files_of(real, sample.mask)}
+    names: dict[str, str | None] = {path: content_hash(content) for path, content in data.items()}
+    if not data or _folder_id(sample.mask, list(data), names) != sample.mask_id:
+        raise _changed(root, sample.mask)
+    yield from data.values()
+
+
+def _changed(root: Path, path: str) -> DatasetError:
+    return DatasetError(f"{path} in {root} has changed since it was listed; run again to list the data set anew")
+
+
+def _files_of(real: Path, path: str) -> list[str]:
+    """The file itself, or the images in it, sorted, where it is a folder."""
+    if not real.is_dir():
+        return [path]
+    names = sorted(e.name for e in real.iterdir() if e.suffix.lower() in IMAGE_SUFFIXES and not e.name.startswith("."))
+    return [f"{path}/{name}" for name in names]
+
+
+def _folder_id(mask: str, files: Sequence[str], names: dict[str, str | None]) -> str | None:
+    """Content name of a mask; of a folder it is made of its files' names. None when any may not be read."""
+    found = [names[path] for path in files]
+    if not found or None in found:
+        return None
+    if list(files) == [mask]:
+        return found[0]
+    return content_hash("\n".join(f"{p.rsplit('/', 1)[-1]} {n}" for p, n in zip(files, found, strict=True)).encode())

@@ -1,0 +1,227 @@
+"""What lies in a data set: the types of a listing, and looking into folders without guessing or leaving the root."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.errors import DatasetError, OutsideRoot
+from storage.samples import Sample
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_A_FOLDER = "a folder where images were expected; what lies in it is not read"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A file of a data set at a stable address, for which its authors ask nothing."""
+
+    url: str
+    sha256: str
+    size: int | None = None
+    """Bytes, where the publisher says."""
+    unpack_to: str = "."
+    """Folder in the data set's root; archives (.zip, .tar, .tar.gz, .tar.xz) are unpacked there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a person wants to know of a data set before getting it."""
+
+    title: str
+    licence: str
+    home: str
+    """Page of its authors."""
+    citation: str
+    """Paper to cite."""
+    categories: tuple[str, ...] = ()
+    """As published; empty: whatever lies there."""
+    images: int | None = None
+    """As published."""
+    tree: str
+    """Expected folders and files, one a line."""
+    obtain: str
+    """How a person gets it."""
+    split: str = "as published"
+    """Which images are learned from and which are judged."""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Published numbers of images: category -> {`train`, `validation`, `test/good`, `test/anomalous` or
+    `test/<defect type>`: n}."""
+    downloads: tuple[Download, ...] = ()
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A file that a listing leaves out."""
+
+    category: str
+    path: str
+    """Relative to the listing's root, with `/`."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a data set, in an order that depends on names alone."""
+
+    root: Path
+    """Resolved folder that all paths are relative to."""
+    folders: tuple[str, ...] = (".",)
+    """Folders of the root that files may lie in: the root itself, or those given one by one."""
+    samples: list[Sample] = field(default_factory=list)
+    """Sorted by category and path; a reader leaves the content names (`id`, `mask_id`) empty."""
+    set_aside: list[SetAside] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    """Category -> why nothing can be learned in it."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Category -> what its layout says beyond the images, in JSON's types; kept with the catalogue."""
+
+
+def counts_of(rows: Mapping[str, Sequence[int]], *names: str) -> dict[str, dict[str, int]]:
+    """`Dataset.counts` of a table: category -> numbers of images in the order of the names."""
+    return {category: dict(zip(names, numbers, strict=True)) for category, numbers in rows.items()}
+
+
+def unknown(kind: str, given: object, known: Iterable[str]) -> DatasetError:
+    """A DatasetError that names the nearest known names, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return DatasetError(f"unknown {kind} {given!r}; {hint}")
+
+
+def choose(categories: Sequence[str] | None, known: Collection[str]) -> list[str]:
+    """The categories asked for, sorted; all when none is named. Raises DatasetError or OutsideRoot for a bad name."""
+    for name in categories or ():
+        if name == ".." or "/" in name or "\\" in name:
+            names = ", ".join(sorted(known))
+            raise OutsideRoot(f"category {name!r} leaves the root; give the name of a folder in it: {names}")
+        if name not in known:
+            raise unknown("category", name, known)
+    return sorted(set(categories or known))
+
+
+def existing_folder(folder: Path, what: str = "root") -> Path:
+    """The folder without links and `..`. Raises DatasetError when it is none, or may not be read."""
+    if not os.path.isdir(folder):
+        raise DatasetError(f"{what} {str(folder)!r} is not a folder; give the folder that holds the images")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DatasetError(f"{what} {str(folder)!r} may not be read; change the folder's permissions")
+    return folder.resolve()
+
+
+def inside(root: Path, path: str, folders: Sequence[str] = (".",)) -> Path:
+    """The real place of a listed file. Raises OutsideRoot when a link or `..` leads out of these folders."""
+    real = (root / path).resolve()
+    if not any(real.is_relative_to((root / folder).resolve()) for folder in folders):
+        raise OutsideRoot(f"{path} leads to {real}, outside of the data set; copy the file into it")
+    return real
+
+
+def why_outside(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | None:
+    """Why a path counts as outside of these folders, or None."""
+    try:
+        inside(root, path, folders)
+    except OutsideRoot as error:
+        return str(error)
+    return None
+
+
+def why_not(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | None:
+    """Why a file may not be listed, or None. Whether an image is one shows in decoding."""
+    if os.path.isdir(root / path):
+        return why_outside(root, path, folders) or _A_FOLDER
+    if not os.path.isfile(root / path):
+        return "missing, a broken link or no regular file"
+    return _bad_name(path) or why_outside(root, path, folders)
+
+
+def refused(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Path -> why it may not be listed, of those that a table in the data set names. It may name anything at all."""
+    folders: dict[str, bool] = {}
+    found = {path: _why_refused(root, path, folders) for path in paths}
+    return {path: reason for path, reason in found.items() if reason is not None}
+
+
+def entries_in(folder: Path, root: Path, folders: Sequence[str] = (".",)) -> Iterator[tuple[str, bool, str | None]]:
+    """Path, whether it is a folder, and why it may not be listed, of each image file and folder directly in a folder.
+
+    Sorted by name; nothing for a missing folder. Hidden ones and files without an image's extension count as nothing.
+    A folder that leads out of the root or may not be read is not opened: it is itself what is yielded.
+    """
+    here = folder.relative_to(root).as_posix()
+    # Resolving is slow, so that only a folder is resolved: of what lies in it, links alone can lead elsewhere.
+    reason = why_outside(root, here, folders)
+    try:
+        entries = [] if reason else _visible(folder)
+    except PermissionError:
+        entries, reason = [], "may not be read; change the folder's permissions"
+    if reason:
+        yield here, True, reason
+    for entry in entries:
+        path = entry.name if here == "." else f"{here}/{entry.name}"
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            yield path, True, why_outside(root, path, folders) if entry.is_symlink() else None
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            plain = entry.is_file(follow_symlinks=False)
+            yield path, False, _bad_name(path) if plain else why_not(root, path, folders)
+
+
+def images_in(
+    folder: Path, root: Path, category: str, folders: Sequence[str] = (".",)
+) -> tuple[list[str], list[SetAside]]:
+    """Paths of the image files directly in a folder, sorted, and what there is set aside; none for a missing folder."""
+    files: list[str] = []
+    aside: list[SetAside] = []
+    for path, is_folder, reason in entries_in(folder, root, folders):
+        if reason is not None or is_folder:
+            aside.append(SetAside(category, path, reason or _A_FOLDER))
+        else:
+            files.append(path)
+    return files, aside
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones; none for a missing or closed folder."""
+    try:
+        return [entry.name for entry in _visible(folder) if os.path.isdir(entry.path)]
+    except PermissionError:  # told where its images are looked for
+        return []
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name alone: paths compare in another order on Windows."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _bad_name(path: str) -> str | None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8; rename it"
+    return None
+
+
+def _why_refused(root: Path, path: str, folders: dict[str, bool]) -> str | None:
+    """`folders` remembers which parents lie in the root: a regular file in one of them needs no closer look."""
+    if not path or "\0" in path:
+        return f"no path of a file: {path!r}"
+    try:
+        if path.startswith("/") or ".." in path.split("/"):
+            return why_outside(root, path) or "not written relative to the root without `..`"
+        parent = path.rpartition("/")[0]
+        if parent not in folders:
+            folders[parent] = why_outside(root, parent) is None
+        file = f"{root}/{path}"
+        plain = folders[parent] and os.path.isfile(file) and not os.path.islink(file)
+        return _bad_name(path) if plain else why_not(root, path)
+    except (OSError, ValueError) as error:
+        return str(error)

@@ -1,0 +1,251 @@
+"""What readers of several layouts share: options, the root, masks by name, labels by masks, files without a place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from storage.errors import DatasetError, MaskError
+from storage.listing import (
+    IMAGE_SUFFIXES,
+    Listing,
+    SetAside,
+    entries_in,
+    existing_folder,
+    inside,
+    subfolders,
+)
+from storage.masks import decode_mask
+from storage.samples import Label, Sample, Split, parse_box
+
+# Options.
+
+
+def check_option(name: str, value: object, allowed: bool, expected: str) -> None:
+    """Raises DatasetError, saying what was given and what is expected, for an option's value that is not allowed."""
+    if not allowed:
+        raise DatasetError(f"{name} was {value!r}, expected {expected}")
+
+
+def check_draw(name: str, share: float, seed: int, *, zero: bool = False) -> None:
+    """Raises DatasetError unless the share, an option of this name, is above 0 (`zero`: or 0) and below 1."""
+    number = isinstance(share, int | float) and not isinstance(share, bool)
+    expected = f"a share {'of at least' if zero else 'above'} 0 and below 1, such as 0.25"
+    check_option(name, share, number and (0 < share < 1 or (zero and share == 0)), expected)
+    check_option("seed", seed, type(seed) is int, "a whole number, such as 0")
+
+
+def drawn(names: Iterable[str], share: float, seed: int) -> set[str]:
+    """A share of the names (images, or physical parts), drawn by hash: at least one, and not all of two or more.
+
+    Whether a name is drawn hardly depends on the others, and not at all on order, machine or library. Raises
+    DatasetError for a share that is not between 0 and 1.
+    """
+    check_draw("share", share, seed)
+    known = sorted(set(names))
+    ranked = sorted(known, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    count = min(max(1, round(share * len(known))), max(1, len(known) - 1))
+    return set(ranked[:count])
+
+
+# Folders.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """One folder of images in a category, and what lying in it says about them."""
+
+    path: str
+    """Within the category."""
+    split: Split
+    label: Label
+    defect_type: str
+    masks: str | None = None
+    """Folder of their masks, each a file or a folder named like its image, or with `_mask` after it."""
+    xyz: str | None = None
+    """Folder of their 3-D points, named like the images."""
+
+
+def find_root(root: Path, fits: Callable[[Path], bool], what: str, tree: str) -> Path:
+    """The folder if it fits, else the only one in it that does. Raises DatasetError, which says `what` was expected.
+
+    A folder around the one given is never taken, as nobody gave it; the error names it where it fits.
+    """
+    root = existing_folder(root)
+    if fits(root):
+        return root
+    within = [name for name in subfolders(root) if fits(root / name)]
+    if len(within) > 1:
+        raise DatasetError(f"{root} holds several data sets ({', '.join(within)}); give one of these folders as root")
+    if within:
+        return inside(root, within[0])
+    hint = f"; {root.parent}, which it lies in, has: give it as root if it is meant" if fits(root.parent) else ""
+    raise DatasetError(f"{root} has no {what}, nor has a folder in it{hint}; expected is\n{tree}")
+
+
+def is_tree(folder: Path, train: str = "train/good") -> bool:
+    """Whether a folder is a category, which has a folder of images to learn from, or one of its folders is."""
+    return any(os.path.isdir(place / train) for place in (folder, *(folder / name for name in subfolders(folder))))
+
+
+def plain(name: str) -> str:
+    """A name in small letters, with `_` for blanks and hyphens."""
+    return re.sub(r"[-_\s]+", "_", name.strip().lower())
+
+
+def named(folder: Path, name: str) -> Path:
+    """The folder in a folder that has this plain name; it may be missing. Raises DatasetError where several have it."""
+    same = [known for known in subfolders(folder) if plain(known) == name]
+    if len(same) > 1:
+        raise DatasetError(f"{folder} holds {' and '.join(same)}, which mean the same; keep one")
+    return folder / (same or [name])[0]
+
+
+# Masks, and the labels that follow from them.
+
+
+def stem(path: str) -> str:
+    """The name of an image without its extension; of a folder, its name."""
+    name = path.rpartition("/")[2]
+    start, suffix = os.path.splitext(name)
+    return start if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def pair(images: Iterable[str], masks: Iterable[str], *endings: str) -> dict[str, str | None]:
+    """Image -> the mask named like it with one of the endings, tried in order, or None; of equal names the first."""
+    by_stem: dict[str, str] = {}
+    for mask in masks:
+        by_stem.setdefault(stem(mask), mask)
+    return {
+        image: next((by_stem[name] for name in (stem(image) + end for end in endings) if name in by_stem), None)
+        for image in images
+    }
+
+
+def marked(root: Path, mask: str | None, rule: str) -> np.ndarray:
+    """The pixels that a mask marks, bool (h, w). Raises MaskError, naming the mask, when it cannot be read."""
+    if mask is None:
+        raise MaskError("it has no mask")
+    try:
+        return decode_mask(inside(root, mask).read_bytes(), rule)
+    except PermissionError as error:
+        raise MaskError(f"{mask} may not be read; change the file's permissions") from error
+    except MaskError as error:
+        raise MaskError(f"{mask}: {error}") from error
+
+
+def labelled(samples: Iterable[Sample], marks: np.ndarray) -> tuple[list[Sample], list[SetAside]]:
+    """Anomalous samples, each an image or a box of it, as the image's marks (h, w) say: good where there is none.
+
+    What is defective, but would be learned from, is set aside.
+    """
+    kept: list[Sample] = []
+    aside: list[SetAside] = []
+    for sample in samples:
+        x, y, width, height = parse_box(sample.box) if sample.box else (0, 0, marks.shape[1], marks.shape[0])
+        if not marks[y : y + height, x : x + width].any():
+            kept.append(replace(sample, label="good", defect_type="good", mask=None, mask_rule="auto"))
+        elif sample.split == "test":
+            kept.append(sample)
+        else:
+            reason = "a defective image of the training set; only good ones are learned from"
+            aside.append(SetAside(sample.category, sample.key, reason))
+    return kept, aside
+
+
+def labelled_images(root: Path, samples: Iterable[Sample]) -> tuple[list[Sample], list[SetAside]]:
+    """Anomalous samples as their masks say; one without a mask that can be read is set aside."""
+    kept: list[Sample] = []
+    aside: list[SetAside] = []
+    for sample in samples:
+        try:
+            found, left_out = labelled([sample], marked(root, sample.mask, sample.mask_rule))
+        except MaskError as error:
+            found, left_out = [], [SetAside(sample.category, sample.path, f"whether it is good is unknown: {error}")]
+        kept += found
+        aside += left_out
+    return kept, aside
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Height and width. Raises DatasetError for a file that is no image."""
+    try:
+        with Image.open(file) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DatasetError(f"no image that can be read ({error})") from error
+
+
+# Accounting for everything.
+
+
+def add_category(
+    listing: Listing, category: str, samples: Sequence[Sample], aside: Sequence[SetAside], nothing: str
+) -> None:
+    """Adds a category to a listing: its samples or, when none of them is to be learned from, the problem `nothing`."""
+    listing.set_aside.extend(aside)
+    if any(sample.split == "train" for sample in samples):
+        listing.samples.extend(samples)
+        return
+    first = f" ({len(aside)} set aside, the first: {aside[0].path}: {aside[0].reason})" if aside else ""
+    listing.problems[category] = nothing + first
+
+
+def listing_of(root: Path, category: str, samples: Sequence[Sample], aside: Sequence[SetAside]) -> Listing:
+    """The listing of a data set that is one category."""
+    listing = Listing(root)
+    add_category(listing, category, samples, aside, "no good image to learn from was found")
+    return listing
+
+
+def known_paths(samples: Iterable[Sample], aside: Iterable[SetAside] = ()) -> set[str]:
+    """Every path that a listing gives a place to."""
+    used = {path for sample in samples for path in (sample.path, sample.mask, sample.xyz) if path is not None}
+    return used | {entry.path for entry in aside}
+
+
+def strays(
+    folder: Path,
+    root: Path,
+    category: str,
+    known: Collection[str],
+    why: str | Callable[[str], str],
+    opened: Iterable[str] = (),
+) -> list[SetAside]:
+    """Images below a folder that have no place yet, and whole folders in which nothing has one, with the reason.
+
+    `known` are paths with a place, and `opened` folders that are looked into even if none lies in them. Nothing else
+    is entered: a row for a folder says more than one for each of its thousand images.
+    """
+    entered: set[str] = set()
+    for path in (*known, *(f"{name}/" for name in opened)):
+        while (path := path.rpartition("/")[0]) and path not in entered:
+            entered.add(path)
+    aside: list[SetAside] = []
+
+    def look(place: Path) -> None:
+        for path, is_folder, reason in entries_in(place, root):
+            if path in known:
+                continue
+            if is_folder and reason is None and path in entered:
+                look(root / path)
+                continue
+            if reason is None:
+                reason = why if isinstance(why, str) else why(path)
+                reason += f"; what lies in it is not read (images: {_count(root / path)})" if is_folder else ""
+            aside.append(SetAside(category, path, reason))
+
+    look(folder)
+    return aside
+
+
+def _count(folder: Path) -> int:
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") for name in names)

@@ -1,0 +1,213 @@
+"""Judge each image of a category before anything learns from it: accepted, or set aside with the reason.
+
+The rules (`rules.py`, `copies.py`) are Great Expectations' expectations (`expectations.py`) about the facts that
+`prepare` saw; no image is opened. What follows when one is broken says the `Policy`: `reject` sets the image aside,
+`warn` keeps it and says so, `stop` ends the category.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage.datasets import DATASETS, about
+from storage.samples import Sample, fingerprint, from_parquet, to_parquet
+from storage.store import Draft, Store
+from tasks.handles import Category, Prepared, Validated
+from tasks.policy import DEFAULT_POLICY, Policy
+from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.validate.expectations import Outcome, ask, write_docs
+from tasks.validate.rules import Rule, counts_table, enough_training_images, reasons, rules_for, with_comparisons
+
+__all__ = ["FINDINGS", "CategoryStopped", "Policy", "build_data_docs", "findings", "validate", "verdict_key"]
+
+logger = logging.getLogger(__name__)
+
+FINDINGS = ("key", "path", "id", "split", "label", "defect_type", "severity", "rule", "reason")
+"""Columns of `findings.parquet`."""
+
+_MODULES = ("tasks.validate", "tasks.policy", *(f"tasks.validate.{n}" for n in ("copies", "expectations", "rules")))
+
+
+class CategoryStopped(ValueError):
+    """A category that nothing can be learned from; the verdict says why."""
+
+
+@task(
+    name="validate",
+    task_run_name="validate {prepared.category.dataset}/{prepared.category.category}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def validate(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> Validated:
+    """Keep a verdict on every image.
+
+    The output holds the accepted samples (`samples.parquet`), what was found (`findings.parquet`, a row a finding, with
+    the columns `FINDINGS`; key and path are empty where it is about the whole category) and a summary in the manifest:
+    fingerprint, numbers of images (accepted, rejected, warned; counts: listed and accepted by kind), stop,
+    expectations and the policy. Raises CategoryStopped, after the verdict is kept, for a category that nothing can be
+    learned from.
+    """
+    category, key = prepared.category, verdict_key(prepared, policy)
+    store = Store(category.store)
+    verdict = run_step(store, key, partial(_judge, store, prepared, policy)).meta
+    if verdict["stop"] is not None:
+        raise CategoryStopped(f"{category.name}: {verdict['stop']}")
+    return Validated(prepared, key, verdict["fingerprint"])
+
+
+def verdict_key(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> str:
+    """The key that the verdict has or will have."""
+    category = prepared.category
+    return step_key(
+        "verdicts",
+        category.dataset,
+        category.category,
+        images=prepared.images,
+        catalogue=category.catalogue,
+        policy=policy.model_dump(),
+        published=_published(category),
+        code=code_fingerprint(*_MODULES),
+    )
+
+
+def findings(store: Store, verdict: str) -> pd.DataFrame:
+    """What was found, a row a finding, texts without absent values. Raises NotInStore for a key without a verdict."""
+    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(verdict).folder}/findings.parquet")))
+    return table.astype("string").fillna("")
+
+
+def build_data_docs(prepared: Prepared, folder: str | Path, policy: Policy = DEFAULT_POLICY) -> Path:
+    """Write Great Expectations' own pages (Data Docs) about a prepared category to a local folder; the first page.
+
+    They load their styles and scripts from the internet: offline they can be read, but lack styles and filters. A rule
+    shows up to 20 values that break it with up to 10 images each; `findings` has all.
+    """
+    tables, rules = _questions(Store(prepared.category.store), prepared, policy)
+    return write_docs(rules, tables, prepared.category.name, Path(folder))
+
+
+def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> dict[str, Any]:
+    tables, rules = _questions(store, prepared, policy)
+    outcomes, images = ask(rules, tables), tables["images"]
+    found = _findings(rules, outcomes, tables)
+    rejected = set(found.loc[found["severity"] == "reject", "key"])
+    accepted = images[~images["key"].isin(rejected)]
+
+    tables["training"] = accepted[accepted["split"] == "train"]
+    enough = enough_training_images(images, tables["training"], policy)
+    outcomes |= ask([enough], tables)
+    found = pd.concat([found, _findings([enough], outcomes, tables)], ignore_index=True)
+    # What else is unusual about an image that is set aside is no news.
+    found = found[(found["severity"] != "warn") | ~found["key"].isin(rejected)]
+
+    kept = _kept_samples(store, prepared.category, accepted, _unknown_masks(rules, outcomes, images))
+    store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(kept))
+    buffer = io.BytesIO()
+    found.to_parquet(buffer, index=False)
+    store.write_bytes(f"{draft.folder}/findings.parquet", buffer.getvalue())
+    logger.info("%s: %d images accepted, %d rejected", prepared.category.name, len(accepted), len(rejected))
+    warned = set(found.loc[found["severity"] == "warn", "key"]) - {""}
+    return {
+        "fingerprint": fingerprint(kept),
+        "counts": _counts(images, accepted),
+        "accepted": len(accepted),
+        "rejected": len(rejected),
+        "warned": len(warned),
+        "stop": _why_stop(found),
+        "expectations": [_summary(rule, outcomes[rule.name]) for rule in (*rules, enough)],
+        "policy": policy.model_dump(),
+    }
+
+
+def _questions(store: Store, prepared: Prepared, policy: Policy) -> tuple[dict[str, pd.DataFrame], list[Rule]]:
+    """The tables, and what is expected of them."""
+    facts = store.read_bytes(f"{store.get(prepared.images).folder}/facts.parquet")
+    images = with_comparisons(pd.read_parquet(io.BytesIO(facts)), policy)
+    counts = counts_table(images, _published(prepared.category))
+    return {"images": images, "counts": counts}, rules_for(images, counts, policy, prepared.image_size)
+
+
+def _published(category: Category) -> dict[str, int]:
+    """Numbers of images as published, where they are known."""
+    known = about(category.dataset).counts if category.dataset in DATASETS else {}
+    return dict(known.get(category.category, {}))
+
+
+def _findings(
+    rules: Sequence[Rule], outcomes: Mapping[str, Outcome], tables: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """A row a finding, in the order of the rules and the images."""
+    parts = [pd.DataFrame(columns=list(FINDINGS))]
+    for rule in rules:
+        outcome = outcomes[rule.name]
+        if outcome.success:
+            continue
+        rows = tables[rule.table].loc[outcome.rows]
+        texts = list(reasons(rule, rows)) if len(rows) else [rule.reason]
+        place = rows if rule.table == "images" and len(rows) else pd.DataFrame(index=range(len(texts)))
+        part = place.reindex(columns=FINDINGS[:6]).assign(severity=rule.severity, rule=rule.name, reason=texts)
+        parts.append(part)
+    return pd.concat([part.astype("string").fillna("") for part in parts], ignore_index=True)
+
+
+def _unknown_masks(rules: Sequence[Rule], outcomes: Mapping[str, Outcome], images: pd.DataFrame) -> set[str]:
+    """Keys of the images whose masks say nothing that can be believed."""
+    unknown = set(images.loc[images["mask_state"] == "unreadable", "key"])
+    for rule in rules:
+        if rule.mask_unknown:
+            unknown |= set(images.loc[outcomes[rule.name].rows, "key"])
+    return unknown
+
+
+def _kept_samples(store: Store, category: Category, accepted: pd.DataFrame, unknown: set[str]) -> list[Sample]:
+    catalogue = store.get(category.catalogue)
+    samples = from_parquet(store.read_bytes(f"{catalogue.folder}/samples.parquet"))
+    keys = set(accepted["key"])
+    return [
+        replace(sample, mask=None, mask_id=None) if sample.key in unknown else sample
+        for sample in samples
+        if sample.key in keys
+    ]
+
+
+def _counts(images: pd.DataFrame, accepted: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Images by kind, such as `train` or `test/good`: listed and accepted."""
+
+    def by_kind(table: pd.DataFrame) -> dict[str, int]:
+        kinds = table["split"].where(table["split"] != "test", "test/" + table["defect_type"])
+        return {str(kind): int(count) for kind, count in kinds.value_counts().items()}
+
+    kept = by_kind(accepted)
+    return {k: {"listed": n, "accepted": kept.get(k, 0)} for k, n in sorted(by_kind(images).items())}
+
+
+def _why_stop(found: pd.DataFrame) -> str | None:
+    stops = found[found["severity"] == "stop"]
+    if stops.empty:
+        return None
+    first = stops.iloc[0]
+    alike = int((stops["rule"] == first["rule"]).sum())
+    more = f" (and {alike - 1} more with the same rule, {first['rule']})" if alike > 1 else ""
+    return f"{first['path']}: {first['reason']}{more}" if first["path"] else f"{first['reason']}{more}"
+
+
+def _summary(rule: Rule, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": rule.name,
+        "description": rule.description,
+        "severity": rule.severity,
+        "success": outcome.success,
+        "unexpected": len(outcome.rows),
+    }
