@@ -48,7 +48,8 @@ _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "pr
 def evaluate(
     cell: Cell, validated: Validated, features: str | None, model: str, calibration: str, maps: str
 ) -> RunRecord:
-    """The cell's record, written to the store. Beside it: `images.parquet`, `masks`, `curves.json` for the report."""
+    """The cell's record, written to the store. Beside it, for the report: `images.parquet`, `masks`, `curves.json` and
+    `groups.json`."""
     store = Store(validated.category.store)
     key = step_key(
         "evaluations",
@@ -92,6 +93,7 @@ def _evaluate(
     table.to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/images.parquet", buffer.getvalue())
     store.write_json(f"{draft.folder}/curves.json", _curves(counts, scores[judged], labels[judged]))
+    store.write_json(f"{draft.folder}/groups.json", _groups(counts, samples, scores))
     did = realised(scores[judged], labels[judged], by_score)
     return {
         "ids": [sample.id for sample in samples],
@@ -130,7 +132,7 @@ def _count_pixels(
             mask = _mask(validated, sample, folders)
             if mask is not None:
                 masks[row] = resize(mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
-                counts.add(sample.id, scored, mask)
+                counts.add(sample.id, scored, mask, defect_type=sample.defect_type)
             elif sample.label == "good":
                 counts.add(sample.id, scored, None, shape=sizes[sample.id])
     zarr.create_array(
@@ -181,6 +183,20 @@ def _image_table(
             "iou_best": [rows[s.id].iou_max if s.id in rows else None for s in samples],
         }
     ).astype({"average_precision": "Float64", "iou_best": "Float64"})
+
+
+def _groups(counts: PixelCounts, samples: list[Sample], scores: np.ndarray) -> dict[str, Any]:
+    """Metrics by defect type and by size of the defect, each against all good images and all normal pixels."""
+    kinds = np.array([sample.defect_type for sample in samples], dtype=object)
+    labels = np.array([sample.label for sample in samples], dtype=object)
+    by_type: dict[str, dict[str, float]] = {}
+    for kind in sorted(set(kinds[labels == "anomalous"])):
+        chosen = (labels == "good") | ((labels == "anomalous") & (kinds == kind))
+        by_type[kind] = {"images": int((kinds[labels == "anomalous"] == kind).sum())}
+        by_type[kind] |= image_metrics(scores[chosen], labels[chosen] == "anomalous")
+    for kind, found in counts.metrics_by_type().items():
+        by_type.setdefault(kind, {}).update(found)
+    return {"defect_type": by_type, "size": counts.metrics_by_size()}
 
 
 def _curves(counts: PixelCounts, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

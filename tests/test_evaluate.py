@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,6 +165,23 @@ def test_a_perfect_method_has_perfect_figures(bench: Bench) -> None:
     images = bench.images(record)
     assert images.loc["part/test/dent/0.png", "decision"] == "reject"
     assert images.loc["part/test/good/0.png", "decision"] == "accept"
+
+
+def test_each_defect_type_is_judged_against_all_good_images(bench: Bench) -> None:
+    fill(bench, good=2, dents=3)
+    bench.picture("test/rust/0.png")  # without a mask: only its image can be judged
+
+    def blind_to_rust(sample: Sample) -> np.ndarray:
+        return constant(sample) / 10 if sample.defect_type == "rust" else corner(sample)
+
+    record = bench.judge(blind_to_rust)
+    folder = bench.store.get(record.keys["evaluation"]).folder
+    groups = json.loads(bench.store.read_bytes(f"{folder}/groups.json"))
+    dent, rust = groups["defect_type"]["dent"], groups["defect_type"]["rust"]
+    assert (dent["images"], dent["image_auroc"], dent["pro"]) == (3, 1.0, record.metrics["pro"])
+    assert (rust["images"], rust["image_auroc"]) == (1, 0.5)  # as low as the good images
+    assert "pro" not in rust
+    assert sum(size["n_regions"] for size in groups["size"].values()) == 3
 
 
 def test_an_unknown_mask_counts_for_the_image_and_not_for_its_pixels(bench: Bench) -> None:

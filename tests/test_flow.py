@@ -152,7 +152,9 @@ def test_two_methods_are_compared_and_pictured(first: Ended) -> None:
         assert record.counts["calibration"] == 3
         assert record in list(read_records(first.store))
     assert first.page.count("data:image/") >= 4
-    assert (Path(first.outcome.report).parent / "results.csv").is_file()
+    assert "Size of the defect" in first.page
+    for name in ("results.csv", "data.html", "findings.csv"):
+        assert Path(first.outcome.report).with_name(name).is_file()
 
 
 @pytest.mark.parametrize("runner", ["dask", "tcp"])

@@ -154,7 +154,7 @@ def test_an_image_without_shapes_has_an_empty_mask_and_one_that_coco_does_not_kn
         ("a.png", "gear/bad/a.png"),
         ("bad/a.png", "gear/bad/a.png"),
         ("./bad\\a.png", "gear/bad/a.png"),
-        ("/home/x/gear/bad/a.png", "gear/bad/a.png"),
+        ("/mnt/x/gear/bad/a.png", "gear/bad/a.png"),
         ("gear/bad/a.png", "a.png"),
     ],
 )

@@ -95,6 +95,8 @@ class Evaluation:
     rows: list[dict[str, Any]]
     curves: dict[str, list[tuple[float, float]]]
     histogram: Histogram | None
+    groups: dict[str, dict[str, dict[str, float]]]
+    """`defect_type` and `size` -> group -> metrics."""
 
 
 def artifact(store: Store, record: RunRecord, step: str) -> Artifact | None:
@@ -107,9 +109,10 @@ def read_evaluation(store: Store, record: RunRecord) -> Evaluation:
     """Lines, curves and histogram; what is absent is empty."""
     found = artifact(store, record, "evaluation")
     if found is None:
-        return Evaluation([], {}, None)
+        return Evaluation([], {}, None, {})
     rows = _rows(store, found)
-    return Evaluation(rows, _curves(store, found), _histogram(rows, image_threshold(record)))
+    histogram = _histogram(rows, image_threshold(record))
+    return Evaluation(rows, _curves(store, found), histogram, _read_json(store, found, "groups.json"))
 
 
 def image_threshold(record: RunRecord) -> float | None:
@@ -337,11 +340,17 @@ def _none_if_nan(value: Any) -> Any:
 
 
 def _curves(store: Store, found: Artifact) -> dict[str, list[tuple[float, float]]]:
+    given = _read_json(store, found, "curves.json")
+    return {name: _thinned(given[name]["x"], given[name]["y"]) for name in CURVES if given.get(name, {}).get("x")}
+
+
+def _read_json(store: Store, found: Artifact, name: str) -> dict[str, Any]:
+    """Empty when it is not there."""
     try:
-        given = json.loads(store.read_bytes(f"{found.folder}/curves.json"))
+        read: dict[str, Any] = json.loads(store.read_bytes(f"{found.folder}/{name}"))
     except StorageError:
         return {}
-    return {name: _thinned(given[name]["x"], given[name]["y"]) for name in CURVES if given.get(name, {}).get("x")}
+    return read
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:

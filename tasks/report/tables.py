@@ -16,6 +16,8 @@ from storage.records import RunRecord
 
 METRICS: dict[str, str] = {
     "pro": "PRO",
+    "pro_at_0.05": "PRO to 5 %",
+    "pro_at_0.01": "PRO to 1 %",
     "pixel_auroc": "Pixel AUROC",
     "pixel_ap": "Pixel AP",
     "pixel_f1_max": "Pixel F1-max",
