@@ -119,6 +119,7 @@ def ingest(
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
     rule: Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch it first, where that is offered.")] = False,
+    data_docs: Annotated[bool, typer.Option("--data-docs", help="Build Great Expectations' own pages, too.")] = False,
     store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
     report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
@@ -139,6 +140,7 @@ def ingest(
         "device": device,
         "runner": runner,
         "download": download,
+        "data_docs": data_docs,
         "validation": _policy(rule, values.get("validation")),
     }
     values.update({key: value for key, value in given.items() if value is not None})

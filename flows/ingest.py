@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from prefect import flow
 from prefect.states import Completed, Failed, State
@@ -14,6 +15,7 @@ from flows.watch import Watch
 from storage.store import Store
 from tasks.download import download
 from tasks.report.data import Judged, data_report
+from tasks.validate import build_data_docs
 
 IMAGE_SIZE = 256
 """What images are decoded to here, as for most methods, which then need not decode them again."""
@@ -55,6 +57,9 @@ def ingest(run: IngestRun) -> State[Outcome]:
             found = judged_of(shared, steps, failure)
             if found is not None:
                 judged.append(found)
+                if run.data_docs:
+                    folder = Path(run.report) / "data_docs" / shared.category.name
+                    build_data_docs(steps["prepare"].result(), folder, run.validation)
         path = data_report(store.url, run.report, judged)
         watch.report(path)
     outcome = Outcome(path, judged, unusable, remarks)

@@ -64,6 +64,7 @@ class IngestRun(_Run):
     """Data sets to take in and to judge, with nothing learned from them."""
 
     download: bool = Field(False, description="Fetch the data sets first, where their authors offer a direct address")
+    data_docs: bool = Field(False, description="Build Great Expectations' own pages, too, in `data_docs` of the report")
 
     @property
     def title(self) -> str:

@@ -172,9 +172,15 @@ def test_data_that_is_not_given_as_it_should_be(options: list[str], message: str
         ('[[data]]\ndataset = "demo"\nrot = "d"\n', "rot: unknown key; known are categories, dataset, options, root"),
         ('[[data]\ndataset = "demo"\n', "is not TOML: "),
         ('[[data]]\ndataset = "demo"\nroot = "d"\n[[methods]]\nname = "padin"\n', "did you mean padim"),
+        ('[[data]]\ndataset = "demo"\nroot = "d"\n[data.options]\nside = 3\n', "demo was given the option 'side'"),
+        (
+            '[[data]]\ndataset = "demo"\nroot = "d"\n[validation]\nrules = {readabel = "warn"}\n',
+            "unknown rule 'readabel'; did you mean readable",
+        ),
+        ('[[data]]\ndataset = "demo"\nroot = "d"\n[validation]\nside = 3\n', "side: unknown key; known are min_side"),
         (None, "cannot be read: No such file or directory"),
     ],
-    ids=["unknown key", "unknown key of data", "bad TOML", "unknown method", "missing"],
+    ids=["key", "key of data", "TOML", "method", "option", "rule", "key of validation", "missing"],
 )
 def test_a_run_file_that_cannot_be_used(text: str | None, message: str, al: Command, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"

@@ -62,8 +62,9 @@ def test_every_category_is_judged_on_one_page(data: Path, tmp_path: Path) -> Non
 
 def test_a_file_is_read_and_decoded_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path / "store", data, "brick")
-    _, first = take_in(run)
+    _, first = take_in(run.model_copy(update={"data_docs": True}))
     assert first.unusable == {}
+    assert (Path(first.report).parent / "data_docs/mvtec_ad/brick/index.html").is_file()
 
     def forbidden(*_: object) -> bytes:
         raise AssertionError("was decoded again")
