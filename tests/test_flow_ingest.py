@@ -111,6 +111,26 @@ def test_the_policy_decides_what_follows(data: Path, tmp_path: Path) -> None:
         assert (found["rule"] == "unique_in_split").any()
 
 
+def test_suspects_are_set_aside_before_anything_learns_where_the_policy_says_so(data: Path, tmp_path: Path) -> None:
+    for i, image in enumerate(sorted((data / "grass/train/good").glob("*.png"))):  # too few images are not compared
+        shutil.copy(image, data / f"brick/train/good/1{i:02}.png")
+    source = DataSource(dataset="mvtec_ad", root=str(data), categories=["brick"])
+    padim = MethodRun(name="padim", params={"image_size": 64, "channels": 10})
+    policy = Policy(rules={"suspected_defect": "reject"}, suspect_deviations=0.5)
+    run = RunFile(
+        data=[source], methods=[padim], store=str(tmp_path / "s"), report=str(tmp_path / "r"), validation=policy
+    )
+    outcome = benchmark(run, return_state=True).result(raise_on_failure=False)
+    (record,) = outcome.records
+    found = findings(Store(run.store), record.keys["verdict"])
+    suspects = found.loc[found["rule"] == "suspected_defect", "severity"]
+    assert set(suspects) == {"reject"}
+    assert record.status == "done"
+    assert record.counts["train"] == 12 - len(suspects)
+    assert record.counts["set_aside"] == len(suspects)
+    assert record.keys["suspects"].startswith("suspects/")
+
+
 def test_a_data_set_without_an_address_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"mvtec_ad has no address .* accept the licence"):
         take_in(run_of(tmp_path / "store", tmp_path / "data", download=True))
