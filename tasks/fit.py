@@ -41,6 +41,8 @@ def fit(cell: Cell, validated: Validated, features: str | None) -> str:
         seed=cell.seed,
         data=validated.fingerprint,
         inputs=features or validated.prepared.images,
+        # A training rounds as its device does, so machines of two kinds do not share what they learned.
+        mixed_precision=detector.traits.trains and runtime_of(cell).mixed_precision,
         code=method_code("tasks.fit", detector),
     )
     run_step(store, key, partial(_fit, store, cell, validated, features, detector))
