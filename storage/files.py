@@ -33,7 +33,7 @@ class Hashes:
     """Files whose content was read."""
 
     def of(self, root: Path, path: str) -> str | None:
-        """The file's content name; None for a file that may not be read."""
+        """The file's content name; None for a file that may not be read, or that has gone since it was listed."""
         try:
             before = os.stat(root / path)
             kept = self.known.get(path)
@@ -41,7 +41,7 @@ class Hashes:
                 return kept[2]
             now = time.time_ns()
             name = content_hash((root / path).read_bytes())
-        except PermissionError:
+        except (PermissionError, FileNotFoundError):
             return None
         self.hashed += 1
         if now - before.st_mtime_ns > _RACY_NS:
@@ -80,7 +80,13 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
         group = files[sample.mask] if sample.mask is not None else []
         for path in (sample.path, *group):
             if names[path] is None:
-                aside.append(SetAside(sample.category, path, "may not be read; change the file's permissions"))
+                aside.append(
+                    SetAside(
+                        sample.category,
+                        path,
+                        "may not be read, or has gone meanwhile; see to its permissions and run again",
+                    )
+                )
         content = names[sample.path]
         mask_id = None if sample.mask is None else _folder_id(sample.mask, group, names)
         if content is not None:

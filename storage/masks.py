@@ -25,7 +25,7 @@ from storage.errors import DatasetError, MaskError
 from storage.files import mask_files
 from storage.samples import Sample, parse_box
 
-_MAX_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 """As for images (Pillow's own limit for a decompression bomb)."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
@@ -87,8 +87,8 @@ def _raw(data: bytes) -> np.ndarray:
 def _opened(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > _MAX_PIXELS:
-            raise MaskError(f"too large: {image.width}x{image.height} px, at most {_MAX_PIXELS} pixels are accepted")
+        if image.width * image.height > MAX_PIXELS:
+            raise MaskError(f"too large: {image.width}x{image.height} px, at most {MAX_PIXELS} pixels are accepted")
         image.load()
     except MaskError:
         raise

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from storage.errors import MaskError
+from storage.masks import MAX_PIXELS
 
-_MAX_PIXELS = 89_478_485
-"""As in `storage.masks`."""
 _MAX_BYTES = 128 * 2**20
 _MAX_VALUES = 5_000_000
 """Numbers and other values in a file: what JSON takes in memory is a multiple of its bytes."""
@@ -148,8 +147,8 @@ def _size(thing: Any, width_key: str, height_key: str, where: str) -> tuple[int,
     width, height = (thing.get(key) if isinstance(thing, dict) else None for key in (width_key, height_key))
     if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
         raise MaskError(f"{where} has no {width_key} and {height_key} in whole pixels above 0: export it again")
-    if width > _MAX_PIXELS or height > _MAX_PIXELS or width * height > _MAX_PIXELS:
-        raise MaskError(f"{where} is too large: at most {_MAX_PIXELS} pixels are accepted")
+    if width > MAX_PIXELS or height > MAX_PIXELS or width * height > MAX_PIXELS:
+        raise MaskError(f"{where} is too large: at most {MAX_PIXELS} pixels are accepted")
     return width, height
 
 
@@ -199,7 +198,7 @@ def _run_lengths(shape: dict[str, Any], width: int, height: int, where: str) -> 
         raise MaskError(
             f"{where} is compressed run-length code, which is not read; export it as a list of counts, or as polygons"
         )
-    if not isinstance(counts, list) or not all(isinstance(n, int) and 0 <= n <= _MAX_PIXELS for n in counts):
+    if not isinstance(counts, list) or not all(isinstance(n, int) and 0 <= n <= MAX_PIXELS for n in counts):
         raise MaskError(f"{where} has neither polygons nor counts of pixels; export it again")
     if shape.get("size") != [height, width] or sum(counts) != width * height:
         raise MaskError(f"{where}: its counts do not make up an image of {width}x{height} px; export it again")

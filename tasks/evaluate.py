@@ -172,7 +172,7 @@ def _image_table(
     return pd.DataFrame(
         {
             "id": [sample.id for sample in samples],
-            "path": [sample.path for sample in samples],
+            "path": [sample.key for sample in samples],  # the tiles of a file are told apart
             "label": [sample.label for sample in samples],
             "defect_type": [sample.defect_type for sample in samples],
             "score": scores,

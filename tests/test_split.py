@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
@@ -23,6 +25,18 @@ def test_each_training_image_is_learned_from_or_held_out(train: list[str], seed:
     assert sorted(fitted + held_out) == train
     assert len(held_out) == max(1, round(HELD_OUT * len(train)))
     assert fitted
+
+
+@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=2, max_size=60), seeds)
+def test_images_of_one_part_stay_together(parts: list[str], seed: int) -> None:
+    train = [replace(sample(f"{row:04}"), part=part) for row, part in enumerate(parts)]
+    fitted, held_out = fit_and_calibration(train, seed)
+    assert sorted(fitted + held_out) == [image.id for image in train]
+    assert fitted
+    assert held_out
+    if len(set(parts)) > 1:
+        of = {image.id: image.part for image in train}
+        assert not {of[name] for name in fitted} & {of[name] for name in held_out}
 
 
 @given(trains, seeds, st.randoms(use_true_random=False))
