@@ -262,6 +262,7 @@ def _receive(client: httpx.Client, download: Download, partial: _Partial, limits
                 if have > bound:
                     break
                 file.write(chunk)
+                file.flush()  # what is reported outlives a kill
                 report(_file_name(download), have, expected)
     if have > bound:
         partial.clear()
