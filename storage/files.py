@@ -67,7 +67,8 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
     """The listing, sorted, with the content names of images and masks; unreadable files are set aside."""
     found = sorted(listing.samples, key=lambda s: (s.category, s.path, s.box or ""))
     files = {s.mask: _files_of(listing.root / s.mask, s.mask) for s in found if s.mask is not None}
-    paths = list(dict.fromkeys([s.path for s in found] + [path for group in files.values() for path in group]))
+    points = [s.xyz for s in found if s.xyz is not None and s.split == "test"]
+    paths = list(dict.fromkeys([*(s.path for s in found), *points, *(p for group in files.values() for p in group)]))
     names: dict[str, str | None] = {}
     with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter's lock
         for path, name in zip(paths, pool.map(lambda path: hashes.of(listing.root, path), paths), strict=True):
@@ -78,7 +79,8 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
     aside: list[SetAside] = []
     for sample in found:
         group = files[sample.mask] if sample.mask is not None else []
-        for path in (sample.path, *group):
+        xyz = sample.xyz if sample.split == "test" else None
+        for path in (sample.path, *group, *([] if xyz is None else [xyz])):
             if names[path] is None:
                 aside.append(
                     SetAside(
@@ -91,7 +93,10 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
         mask_id = None if sample.mask is None else _folder_id(sample.mask, group, names)
         if content is not None:
             mask = sample.mask if mask_id else None
-            kept.append(replace(sample, id=sample_id(content, sample.box), mask=mask, mask_id=mask_id))
+            named = replace(sample, id=sample_id(content, sample.box), mask=mask, mask_id=mask_id)
+            if xyz is not None:
+                named = replace(named, xyz=xyz if names[xyz] else None, xyz_id=names[xyz])
+            kept.append(named)
     return replace(listing, samples=kept, set_aside=listing.set_aside + list(dict.fromkeys(aside)))
 
 
@@ -115,6 +120,15 @@ def mask_files(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> I
     if not data or _folder_id(sample.mask, list(data), names) != sample.mask_id:
         raise _changed(root, sample.mask)
     yield from data.values()
+
+
+def points_file(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> bytes:
+    """The bytes of a test sample's 3-D points. Raises as `read_image`."""
+    assert sample.xyz is not None
+    data = inside(root, sample.xyz, folders).read_bytes()
+    if content_hash(data) != sample.xyz_id:
+        raise _changed(root, sample.xyz)
+    return data
 
 
 def _changed(root: Path, path: str) -> DatasetError:

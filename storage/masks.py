@@ -37,13 +37,31 @@ def read_mask(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> np
     OutsideRoot when its path leaves the root.
     """
     masks = [decode_mask(data, sample.mask_rule) for data in mask_files(root, sample, folders)]
+    _check_sizes(sample, masks)
+    return _cut(np.logical_or.reduce(masks), sample)
+
+
+def read_regions(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> list[tuple[int, np.ndarray]]:
+    """The annotated regions of a sample, each with the value that marks it and its pixels, bool (h, w).
+
+    Every value but 0 of every file of its mask is a region of its own (MVTec LOCO AD: the value tells the kind of
+    defect); regions may share pixels. Raises as `read_mask`.
+    """
+    files = [_raw(data) for data in mask_files(root, sample, folders)]
+    _check_sizes(sample, files)
+    return [(int(value), _cut(file == value, sample)) for file in files for value in np.unique(file) if value]
+
+
+def _check_sizes(sample: Sample, masks: Sequence[np.ndarray]) -> None:
     if len({mask.shape for mask in masks}) > 1:
         raise MaskError(f"the masks in {sample.mask} have different sizes; draw each on the image itself")
-    mask = np.logical_or.reduce(masks)
-    if sample.box is not None:
-        x, y, width, height = parse_box(sample.box)
-        mask = mask[y : y + height, x : x + width]
-    return mask
+
+
+def _cut(mask: np.ndarray, sample: Sample) -> np.ndarray:
+    if sample.box is None:
+        return mask
+    x, y, width, height = parse_box(sample.box)
+    return mask[y : y + height, x : x + width]
 
 
 def decode_mask(data: bytes, rule: str = "auto") -> np.ndarray:

@@ -29,8 +29,12 @@ class RunRecord:
     """Why it failed: `<step>: <message>`."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Fractions in 0..1; a metric that has no meaning here (no mask, no anomalous image) is absent, not zero."""
+    intervals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Metric -> `low` and `high` of its 95 % interval over images, both None where they cannot tell, and a `note`;
+    of an absent metric, a note why."""
     calibration: dict[str, Any] = field(default_factory=dict)
-    """Thresholds, asked and realised false-reject rates, miss rate."""
+    """Thresholds that decide (`image`, `pixel`), what they did (`realised`); the same for each of `rates`, asked and
+    realised false-reject rates with their intervals, and the miss rate."""
     counts: dict[str, int] = field(default_factory=dict)
     """Images by use: train, calibration, test_good, test_anomalous, test_unknown, set_aside, without_mask."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -48,11 +48,18 @@ class Sample:
     """`x,y,width,height` in pixels of the file where the sample is a part of it (and of its mask); None: all of it."""
     xyz: str | None = None
     """Relative path of the 3-D points that belong to the image."""
+    xyz_id: str | None = None
+    """Content name of that file; of test images only, since nothing is learned from points."""
 
     @property
     def key(self) -> str:
         """Unique in a category: the path, with the box where there is one."""
         return self.path if self.box is None else f"{self.path}[{self.box}]"
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it is known to be good or anomalous."""
+        return self.label != "unknown"
 
     @property
     def mask_state(self) -> Literal["file", "no defect", "unknown"]:

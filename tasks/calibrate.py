@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from al_models.calibration import HeldOutPixels
 from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
 from tasks.fit import load_model, method_code, source_for
@@ -24,7 +28,8 @@ from tasks.steps import retry_passing, run_step, step_key
     retry_condition_fn=retry_passing,
 )
 def calibrate(cell: Cell, validated: Validated, features: str | None, model: str) -> str:
-    """Key of the calibration: in its manifest, the scores and the largest map values of the held-out good images."""
+    """Key of the calibration: in its manifest, the scores and the largest map values of the held-out good images;
+    beside it, all map values, from which other maps get p-values (`held_out_pixels`)."""
     store = Store(validated.category.store)
     code = method_code("tasks.calibrate", detector_of(cell))
     key = step_key("calibrations", cell.dataset, cell.category, model=model, code=code)
@@ -39,7 +44,31 @@ def _calibrate(
     ids = store.get(model).meta["held_out"]
     scores: list[float] = []
     maxima: list[float] = []
+    pixels = HeldOutPixels()
     for part in detector.predict_batches(source_for(detector, validated, features, ids), runtime_of(cell)):
+        maps = part.maps.astype(np.float16)  # as test maps are stored: a threshold between the two would favour a side
         scores += part.scores.tolist()
-        maxima += part.maps.max(axis=(1, 2)).tolist()
+        maxima += maps.max(axis=(1, 2)).tolist()
+        for image_id, one in zip(part.ids, maps, strict=True):
+            if image_id not in pixels.ids:  # equal content, equal map
+                pixels.add(image_id, one)
+    _write_pixels(store, draft, pixels)
     return {"ids": ids, "scores": scores, "map_maxima": maxima}
+
+
+def _write_pixels(store: Store, draft: Draft, pixels: HeldOutPixels) -> None:
+    keys = np.flatnonzero(pixels.shares + pixels.maxima)
+    table = pd.DataFrame({"key": keys, "share": pixels.shares[keys], "maxima": pixels.maxima[keys]})
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    store.write_bytes(f"{draft.folder}/pixels.parquet", buffer.getvalue())
+
+
+def held_out_pixels(store: Store, key: str) -> HeldOutPixels:
+    """The map values of the held-out images of a calibration. Raises NotInStore when it is not there."""
+    found = store.get(key)
+    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{found.folder}/pixels.parquet")))
+    pixels = HeldOutPixels(ids=set(found.meta["ids"]))
+    pixels.shares[table["key"]] = table["share"]
+    pixels.maxima[table["key"]] = table["maxima"]
+    return pixels

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import zarr
 from PIL import Image
 
+from al_models.metrics import compare
+from storage.errors import DatasetError, MaskError
 from storage.records import RunRecord, read_record
 from storage.samples import Sample
 from storage.store import Draft, Store
 from tasks.evaluate import evaluate
+from tasks.evaluate.uncertainty import read_replicates
 from tasks.handles import Cell, Validated
 from tasks.ingest import ingest
 from tasks.prepare import prepare
@@ -44,17 +48,21 @@ class Bench:
     root: Path
     store: Store
     held_out: int = ENOUGH
+    dataset: str = "mvtec_ad"
+    good: str = "good"
+    """Folder of the good images within `train` and `validation`."""
 
     def picture(self, path: str, shape: tuple[int, int] = SHAPE) -> None:
         """Another image of noise."""
         seed = zlib.crc32(path.encode())  # equal paths, equal pixels
-        self._save(path, np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+        self.file(path, np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
     def mask(self, name: str, mask: np.ndarray) -> None:
         """Of the defect `dent`; bool (h, w)."""
-        self._save(f"ground_truth/dent/{name}_mask.png", mask.astype(np.uint8) * 255)
+        self.file(f"ground_truth/dent/{name}_mask.png", mask.astype(np.uint8) * 255)
 
-    def _save(self, path: str, pixels: np.ndarray) -> None:
+    def file(self, path: str, pixels: np.ndarray) -> None:
+        """An image file of these pixels."""
         target = self.root / "part" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(target)
@@ -62,16 +70,16 @@ class Bench:
     def judge(self, map_of: MapOf, rate: float = 0.05) -> RunRecord:
         """The record for these maps; an image's score is its map's maximum, held-out images score 0.01, 0.02, ..."""
         for i in range(3):
-            self.picture(f"train/good/{i}.png")
-        self.picture("validation/good/0.png")
-        (category,) = ingest.fn(self.store.url, "mvtec_ad", str(self.root)).categories
+            self.picture(f"train/{self.good}/{i}.png")
+        self.picture(f"validation/{self.good}/0.png")
+        (category,) = ingest.fn(self.store.url, self.dataset, str(self.root)).categories
         validated = validate.fn(prepare.fn(category, SIDE))
         model = self._output("models", lambda draft: {})
         values = [round(0.01 * (i + 1), 2) for i in range(self.held_out)]
         ids = [f"held-out-{i}" for i in range(self.held_out)]
         calibration = self._output("calibrations", lambda d: {"ids": ids, "scores": values, "map_maxima": values})
         maps = self._output("maps", lambda draft: self._predict(draft, validated, map_of))
-        cell = Cell("mvtec_ad", "part", "padim", {"image_size": SIDE}, false_reject_rate=rate)
+        cell = Cell(self.dataset, "part", "padim", {"image_size": SIDE}, false_reject_rate=rate)
         return evaluate.fn(cell, validated, None, model, calibration, maps)
 
     def _output(self, step: str, work: Callable[[Draft], dict[str, Any]]) -> str:
@@ -122,10 +130,10 @@ def dent() -> np.ndarray:
     return mask
 
 
-def fill(bench: Bench, good: int = 2, dents: int = 2) -> None:
-    """Test images of both kinds."""
+def fill(bench: Bench, good: int = 2, dents: int = 2, large: bool = False) -> None:
+    """Test images of both kinds; large good ones show false-positive rates low enough for AUPIMO."""
     for i in range(good):
-        bench.picture(f"test/good/{i}.png")
+        bench.picture(f"test/good/{i}.png", (480, 320) if large else SHAPE)
     for i in range(dents):
         bench.picture(f"test/dent/{i}.png")
         bench.mask(str(i), dent())
@@ -199,14 +207,15 @@ def test_without_any_mask_only_images_are_judged(bench: Bench) -> None:
     bench.picture("test/good/0.png")
     bench.picture("test/dent/0.png")
     record = bench.judge(corner)
-    assert set(record.metrics) == {"image_auroc", "image_ap", "image_f1_max"}
+    assert set(record.metrics) == {"image_auroc", "image_ap", "image_f1_max", "fpr_at_threshold"}
+    assert "no anomalous image" in record.intervals["aupimo"]["note"]  # why a metric is absent
     assert record.counts["without_mask"] == 1
 
 
 def test_good_images_alone_have_no_metrics_but_a_false_reject_rate(bench: Bench) -> None:
     fill(bench, good=2, dents=0)
     record = bench.judge(constant)
-    assert record.metrics == {}
+    assert record.metrics == {"fpr_at_threshold": 1.0}
     did = record.calibration["realised"]
     assert did["false_reject_rate"] == 1.0  # all score 0.5, above each held-out image
     assert "miss_rate" not in did
@@ -261,6 +270,132 @@ def test_another_rate_is_another_evaluation_of_the_same_maps(bench: Bench) -> No
     assert strict.keys["maps"] == loose.keys["maps"]
     assert strict.keys["evaluation"] != loose.keys["evaluation"]
     assert loose.calibration["image"]["value"] == pytest.approx(0.1)
+
+
+def test_every_asked_rate_is_reported_with_what_it_did(bench: Bench) -> None:
+    fill(bench, good=4, dents=2)
+    record = bench.judge(corner, rate=0.1)
+    rates = {promise["rate"]: promise for promise in record.calibration["rates"]}
+    assert list(rates) == [0.005, 0.01, 0.05, 0.1]
+    assert "needs at least 199 held-out good images" in rates[0.005]["image"]["note"]
+    assert rates[0.05]["image"]["smallest_rate"] == 1 / 20
+    assert rates[0.1]["image"] == record.calibration["image"]
+    assert rates[0.1]["pixel"] == record.calibration["pixel"]
+    did = rates[0.1]["image"]
+    assert (did["value"], did["false_reject_rate"], did["miss_rate"]) == (pytest.approx(0.18), 0.0, 0.0)
+    low, high = did["expected_interval"]
+    assert low == 0.0
+    assert high in (0.25, 0.5)  # of four images, one or two by bad luck
+
+
+def test_labelled_defects_report_what_is_missed_and_move_no_threshold(bench: Bench) -> None:
+    fill(bench, good=2, dents=2)
+    without = bench.judge(constant).calibration["rates"]
+    other = Bench(bench.root.parent / "more", Store(f"{bench.store.url}-more"))
+    fill(other, good=2, dents=5)
+    more = other.judge(lambda sample: constant(sample) / 5).calibration["rates"]
+    assert [rate["image"]["value"] for rate in more] == [rate["image"]["value"] for rate in without]
+    assert (without[-1]["image"]["miss_rate"], more[-1]["image"]["miss_rate"]) == (0.0, 1.0)
+
+
+# how certain it is
+
+
+def uneven(sample: Sample) -> np.ndarray:
+    """Sees defects, some better than others, and something on good images too."""
+    rng = np.random.default_rng(int(sample.id[:8], 16))
+    found = rng.random((SIDE, SIDE)) * 0.5
+    if sample.label != "good":
+        found[: SIDE // 2, : SIDE // 2] += rng.random()
+    return found
+
+
+def test_each_metric_has_its_interval_around_it_and_its_replicates(bench: Bench) -> None:
+    fill(bench, good=6, dents=8, large=True)
+    record = bench.judge(uneven)
+    assert set(record.intervals) == set(record.metrics)
+    assert {"aupimo", "boundary_f", "boundary_f_at_threshold", "recall_at_threshold"} <= set(record.metrics)
+    kept = read_replicates(bench.store, record)
+    assert set(kept) == set(record.metrics)
+    for metric, value in record.metrics.items():
+        assert kept[metric].estimate == pytest.approx(value, abs=1e-12), metric
+        assert len(kept[metric].values) == 1000
+        low, high = record.intervals[metric]["low"], record.intervals[metric]["high"]
+        assert (low is None and record.intervals[metric]["note"]) or low <= value <= high, metric
+    assert record.intervals["pro"]["low"] < record.intervals["pro"]["high"]
+
+
+def test_two_methods_on_equal_images_are_pairs(bench: Bench) -> None:
+    fill(bench, good=6, dents=8)
+    one = read_replicates(bench.store, bench.judge(uneven))
+    other = Bench(bench.root, Store(f"{bench.store.url}-other"))
+    two = read_replicates(other.store, other.judge(constant))
+    found = compare(one["pixel_auroc"], two["pixel_auroc"])
+    assert found.difference > 0.2
+    assert found.p_value is not None
+    assert found.p_value < 1e-3
+
+
+def test_figures_of_one_image_stand_in_its_row(bench: Bench) -> None:
+    fill(bench, good=6, dents=2, large=True)
+    record = bench.judge(uneven)
+    rows = bench.images(record)
+    assert rows.loc["part/test/dent/0.png", "boundary_f"] == pytest.approx(
+        2 * record.metrics["boundary_f"] - rows.loc["part/test/dent/1.png", "boundary_f"]
+    )
+    assert rows["aupimo"].dropna().mean() == pytest.approx(record.metrics["aupimo"])
+    assert pd.isna(rows.loc["part/test/good/0.png", "boundary_f"])
+
+
+# other kinds of truth
+
+
+def test_annotated_defects_saturate_as_published(bench: Bench) -> None:
+    bench.dataset = "mvtec_loco_ad"
+    bench.picture("test/good/0.png")
+    bench.picture("test/logical_anomalies/0.png")
+    rows = np.zeros(SHAPE, dtype=np.uint8)
+    rows[: SHAPE[0] // 2] = 255  # the method flags its left half, which suffices
+    bench.file("ground_truth/logical_anomalies/0/0.png", rows)
+    entry = {"defect_name": "missing", "pixel_value": 255, "saturation_threshold": 0.4, "relative_saturation": True}
+    (bench.root / "part/defects_config.json").write_text(json.dumps([entry]))
+    metrics = bench.judge(corner).metrics
+    assert metrics["spro_at_0.05"] > 0.95
+    assert metrics["pro_at_0.05"] < 0.6
+
+
+def test_a_mark_that_is_not_configured_is_an_error_that_names_it(bench: Bench) -> None:
+    bench.dataset = "mvtec_loco_ad"
+    bench.picture("test/logical_anomalies/0.png")
+    bench.file("ground_truth/logical_anomalies/0/0.png", np.full(SHAPE, 7, np.uint8))
+    entry = {"defect_name": "missing", "pixel_value": 255, "saturation_threshold": 1, "relative_saturation": True}
+    (bench.root / "part/defects_config.json").write_text(json.dumps([entry]))
+    with pytest.raises(MaskError, match=r"values \[7\].* it knows \[255\]"):
+        bench.judge(corner)
+
+
+def test_pixels_without_depth_do_not_count(bench: Bench) -> None:
+    bench.dataset, bench.good = "mvtec_3d_ad", "good/rgb"
+    for name in ("good", "dent"):
+        bench.picture(f"test/{name}/rgb/0.png")
+        points = np.ones((*SHAPE, 3), np.float32)
+        points[SHAPE[0] // 2 :] = 0  # the sensor saw nothing of the lower half
+        place = bench.root / "part/test" / name / "xyz"
+        place.mkdir(parents=True)
+        tifffile.imwrite(place / "0.tiff", points, photometric="rgb")
+    bench.file("test/dent/gt/0.png", dent().astype(np.uint8) * 255)
+    metrics = bench.judge(constant).metrics
+    assert metrics["pixel_ap"] == pytest.approx(dent().sum() / SHAPE[0] / SHAPE[1])  # one of two upper halves' halves
+
+
+def test_points_that_cannot_be_read_are_an_error_that_names_them(bench: Bench) -> None:
+    bench.dataset, bench.good = "mvtec_3d_ad", "good/rgb"
+    bench.picture("test/good/rgb/0.png")
+    place = bench.root / "part/test/good/xyz"
+    place.mkdir(parents=True)
+    (place / "0.tiff").write_bytes(b"nonsense")
+    with pytest.raises(DatasetError, match=r"part/test/good/xyz/0\.tiff are no TIFF"):
+        bench.judge(constant)
 
 
 # the record

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import AL, eventually, free_port, stop
 from prefect.client.schemas.objects import State
 
+from al_models.calibration import pixel_p_values
 from al_models.detector import Detector
 from al_models.embedding.patchcore import Patchcore
 from flows.benchmark import Outcome, benchmark
@@ -27,6 +29,7 @@ from flows.runfile import DataSource, MethodRun, RunFile
 from flows.runners import runner_for
 from storage.records import RunRecord, read_records
 from storage.store import Store
+from tasks.calibrate import held_out_pixels
 
 pytestmark = [
     pytest.mark.usefixtures("api"),
@@ -155,6 +158,17 @@ def test_two_methods_are_compared_and_pictured(first: Ended) -> None:
     assert "Size of the defect" in first.page
     for name in ("results.csv", "data.html", "findings.csv"):
         assert Path(first.outcome.report).with_name(name).is_file()
+
+
+def test_held_out_maps_are_kept_as_what_gives_other_maps_their_p_values(first: Ended) -> None:
+    for record in first.outcome.records:
+        held_out = first.store.get(record.keys["calibration"]).meta
+        pixels = held_out_pixels(first.store, record.keys["calibration"])
+        assert pixels.ids == set(held_out["ids"])
+        assert pixels.maxima.sum() * 2**40 == pixels.shares.sum() == 3 * 2**40
+        highest = max(held_out["map_maxima"])  # rounded as stored maps are
+        found = pixel_p_values(np.array([[highest, np.nextafter(np.float16(highest), np.float16(np.inf))]]), pixels, "image")
+        assert found.tolist() == [[0.5, 0.25]]  # (1 + 1) / 4 and 1 / 4
 
 
 @pytest.mark.parametrize("runner", ["dask", "tcp"])

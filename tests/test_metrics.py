@@ -29,6 +29,22 @@ from al_models.metrics.keys import N_KEYS, keys_of
 PIXEL_METRICS = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "iou_max", "pro", "pro_at_0.05", "pro_at_0.01"}
 
 
+# a published toy case
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.05])
+def test_scores_drawn_at_random_have_half_the_limit_as_pro(limit):
+    """As in the toy example of MVTec's evaluation code: whatever the regions, their overlap is the FPR."""
+    rng = np.random.default_rng(0)
+    counts = PixelCounts()
+    for index in range(40):
+        mask = np.zeros((100, 100), bool)
+        mask[10:40, 20:60] = mask[60:63, 70:73] = True
+        counts.add(str(index), rng.random((100, 100)), mask)
+    found = counts.metrics((limit,))
+    assert found["pro" if limit == 0.3 else f"pro_at_{limit}"] == pytest.approx(limit / 2, abs=0.02)
+
+
 # resizing
 
 

@@ -385,6 +385,26 @@ def test_aupimo_by_hand_and_its_corners():
             aupimo([good], bounds)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "covered", "best_tenth"),
+    [
+        ((1e-1, 1.0), (0.1 + 1) / 2, 1.0),
+        ((1e-3, 1e-1), ((1e-3 + 1e-2) / 2 + (1e-2 + 1e-1) / 2) / 2, ((1e-2 + 1e-1) / 2 + (1e-1 + 1) / 2) / 2),
+        ((1e-5, 1e-4), (1e-5 + 1e-4) / 2, (1e-4 + 1e-3) / 2),
+    ],
+)
+def test_aupimo_of_the_published_toy_case(bounds, covered, best_tenth):
+    """The case and its figures are those of the tests of anomalib's AUPIMO, written by the paper's first author."""
+    scores = np.ones(1_000_000, np.float16)
+    for count in (100_000, 10_000, 1_000, 100, 10, 1):  # each value ten times as frequent as the next higher one
+        scores[:count] += 1
+    scores = scores.reshape(1000, 1000)
+    tenth = np.arange(1_000_000).reshape(1000, 1000) < 100_000
+    good = count_image("good", scores, shape=scores.shape)
+    found = aupimo([good, count_image("a", scores, np.ones_like(tenth)), count_image("b", scores, tenth)], bounds)
+    assert found.per_image == pytest.approx({"a": covered, "b": best_tenth}, abs=1e-12)
+
+
 def test_the_shared_rate_is_the_mean_over_images_not_over_pixels():
     small, large = np.zeros((2, 2)), np.zeros((10, 10))
     small[0, 0] = large[0, 0] = 1.0

@@ -55,14 +55,14 @@ def aupimo(images: Sequence[ImageCounts], fpr_bounds: tuple[float, float] = FPR_
         return Pimo({}, None, "there is no good image to measure the false positive rate on", 0, None)
     fpr = shared_fpr(good)
     smallest = float(fpr[fpr > 0].min())
+    if not anomalous:
+        return Pimo({}, None, "there is no anomalous image whose mask is known", len(good), smallest)
     if smallest > low:
         reason = (
             f"the smallest false positive rate that the good images show is {smallest:.3g}, above {low:g}: "
             "they have too few pixels, or too many share the highest values"
         )
         return Pimo({}, None, reason, len(good), smallest)
-    if not anomalous:
-        return Pimo({}, None, "there is no anomalous image", len(good), smallest)
     worth = pixel_worth(fpr, fpr_bounds)
     values = {image.image_id: _mean_worth(image, worth) for image in anomalous}
     return Pimo(values, float(np.mean(list(values.values()))), None, len(good), smallest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import platform
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
@@ -14,26 +14,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from zarr.codecs import ZstdCodec
 
-from al_models.calibration import conformal_threshold, p_values, realised
-from al_models.metrics import PixelCounts, image_metrics
-from al_models.parts.images import resize
-from storage.masks import read_mask
+from al_models.calibration import p_values
+from al_models.metrics import PixelCounts, aupimo, image_metrics
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
 from tasks.compute import detector_of
+from tasks.evaluate.pixels import CountedPixels, boundaries_at, count_pixels
+from tasks.evaluate.thresholds import Scored, asked_rates, kept_promises
+from tasks.evaluate.truth import Truths
+from tasks.evaluate.uncertainty import intervals_of, replicates_of, write_replicates
 from tasks.fit import method_code
 from tasks.handles import Cell, Validated
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
-_MARKED = 64
-"""A pixel of a shrunken mask is marked from this share (of 255) on, so that thin defects stay visible."""
+_CODE = tuple(f"tasks.evaluate{part}" for part in ("", ".pixels", ".thresholds", ".truth", ".uncertainty"))
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "prefect", "great-expectations")
 
 
@@ -48,8 +47,8 @@ _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "pr
 def evaluate(
     cell: Cell, validated: Validated, features: str | None, model: str, calibration: str, maps: str
 ) -> RunRecord:
-    """The cell's record, written to the store. Beside it, for the report: `images.parquet`, `masks`, `curves.json` and
-    `groups.json`."""
+    """The cell's record, written to the store. Beside it, for the report: `images.parquet`, `masks`, `curves.json`,
+    `groups.json` and `replicates.parquet`."""
     store = Store(validated.category.store)
     key = step_key(
         "evaluations",
@@ -58,7 +57,7 @@ def evaluate(
         maps=maps,
         calibration=calibration,
         rate=cell.false_reject_rate,
-        code=code_fingerprint("tasks.evaluate"),
+        code=code_fingerprint(*_CODE),
     )
     found = run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps))
     keys = {"catalogue": validated.category.catalogue, "images": validated.prepared.images}
@@ -75,37 +74,53 @@ def _evaluate(
     store: Store, cell: Cell, validated: Validated, calibration: str, maps: str, draft: Draft
 ) -> dict[str, Any]:
     samples = [sample for sample in accepted_samples(validated) if sample.split == "test"]
-    held_out = store.get(calibration).meta
-    by_score = conformal_threshold(np.asarray(held_out["scores"]), cell.false_reject_rate)
-    by_pixel = conformal_threshold(np.asarray(held_out["map_maxima"]), cell.false_reject_rate)
-    predicted = store.get(maps)
+    held_out, predicted = store.get(calibration).meta, store.get(maps)
     scores = _scores(store, predicted, samples)
+    truths = Truths(store, validated)
+    counted = count_pixels(store, truths, predicted, samples, draft)
 
-    judged = np.array([sample.label != "unknown" for sample in samples], dtype=bool)
     labels = np.array([sample.label == "anomalous" for sample in samples], dtype=bool)
-    counts, maxima = _count_pixels(store, validated, predicted, samples, draft)
-    metrics = image_metrics(scores[judged], labels[judged]) | counts.metrics()
-    if by_pixel.value is not None and "iou_max" in metrics:
-        metrics["iou_at_threshold"] = counts.at_threshold(by_pixel.value)["iou_at_threshold"]
+    judged = np.array([sample.is_labelled for sample in samples], dtype=bool)
+    test = Scored(scores[judged], counted.maxima[judged], labels[judged])
+    promises = kept_promises(held_out, test, asked_rates(cell.false_reject_rate))
+    decides = next(promise for promise in promises if promise["rate"] == cell.false_reject_rate)
+    pixel_threshold = decides["pixel"]["value"]
 
-    table = _image_table(samples, scores, maxima, np.asarray(held_out["scores"]), by_score.value, counts)
+    cuts = {
+        "boundary_f": counted.counts.best_thresholds().get("pixel_f1_max"),
+        "boundary_f_at_threshold": pixel_threshold,
+    }
+    boundaries = boundaries_at(
+        {metric: cut for metric, cut in cuts.items() if cut is not None}, store, truths, predicted, samples
+    )
+    pimo = aupimo(counted.images)
+    per_image = {"aupimo": pimo.per_image, **boundaries}
+    found = replicates_of(counted, samples, scores, per_image, pixel_threshold)
+    metrics = image_metrics(test.scores, test.labels) | counted.counts.metrics()
+    metrics |= {} if pixel_threshold is None else counted.counts.at_threshold(pixel_threshold)
+    metrics |= {metric: float(np.mean(list(values.values()))) for metric, values in per_image.items() if values}
+
+    table = _image_table(samples, scores, np.asarray(held_out["scores"]), decides["image"]["value"], counted, per_image)
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/images.parquet", buffer.getvalue())
-    store.write_json(f"{draft.folder}/curves.json", _curves(counts, scores[judged], labels[judged]))
-    store.write_json(f"{draft.folder}/groups.json", _groups(counts, samples, scores))
-    did = realised(scores[judged], labels[judged], by_score)
+    store.write_json(f"{draft.folder}/curves.json", _curves(counted.counts, test.scores, test.labels))
+    store.write_json(f"{draft.folder}/groups.json", _groups(counted.counts, samples, scores))
+    write_replicates(store, draft, found)
     return {
         "ids": [sample.id for sample in samples],
         "metrics": metrics,
-        "calibration": {
-            "image": {**asdict(by_score), "note": by_score.shortfall},
-            "pixel": {**asdict(by_pixel), "note": by_pixel.shortfall},
-            "realised": _intervals(did),
-        },
+        "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
+        "calibration": {**_deciding(decides), "rates": promises},
         "counts": _counts(validated, samples, len(held_out["ids"])),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _deciding(promise: dict[str, Any]) -> dict[str, Any]:
+    """The thresholds that decide, and what that of images did."""
+    did = {name: value for name, value in promise["image"].items() if name.startswith(("false_reject_", "miss_"))}
+    return {"image": promise["image"], "pixel": promise["pixel"], "realised": did}
 
 
 def _scores(store: Store, predicted: Artifact, samples: list[Sample]) -> np.ndarray:
@@ -113,62 +128,16 @@ def _scores(store: Store, predicted: Artifact, samples: list[Sample]) -> np.ndar
     return table["score"].reindex([sample.id for sample in samples]).to_numpy(dtype=np.float64)
 
 
-def _count_pixels(
-    store: Store, validated: Validated, predicted: Artifact, samples: list[Sample], draft: Draft
-) -> tuple[PixelCounts, np.ndarray]:
-    """Counts over all test images whose truth is known, each at its own size; and the largest value of each map."""
-    counts, maxima = PixelCounts(), np.zeros(len(samples))
-    if not samples:
-        return counts, maxima
-    maps = zarr.open_array(store.zarr_store(f"{predicted.folder}/maps"), mode="r")
-    masks = np.zeros(maps.shape, dtype=np.uint8)  # (n, h, w)
-    sizes = _native_sizes(store, validated)
-    folders = store.get(validated.category.catalogue).meta["folders"]
-    step = maps.chunks[0]
-    for start in range(0, len(samples), step):
-        block = np.asarray(maps[start : start + step], dtype=np.float32)  # (m, h, w)
-        for row, (sample, scored) in enumerate(zip(samples[start : start + step], block, strict=True), start):
-            maxima[row] = scored.max()
-            mask = _mask(validated, sample, folders)
-            if mask is not None:
-                masks[row] = resize(mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
-                counts.add(sample.id, scored, mask, defect_type=sample.defect_type)
-            elif sample.label == "good":
-                counts.add(sample.id, scored, None, shape=sizes[sample.id])
-    zarr.create_array(
-        store=store.zarr_store(f"{draft.folder}/masks"),
-        data=masks,
-        chunks=(step, *masks.shape[1:]),
-        compressors=ZstdCodec(level=1),
-    )
-    return counts, maxima
-
-
-def _mask(validated: Validated, sample: Sample, folders: list[str]) -> np.ndarray | None:
-    if sample.mask is None:
-        return None
-    return read_mask(Path(validated.category.root), sample, folders)
-
-
-def _native_sizes(store: Store, validated: Validated) -> dict[str, tuple[int, int]]:
-    """Image id -> (height, width) of the file."""
-    folder = store.get(validated.prepared.images).folder
-    facts = pd.read_parquet(
-        io.BytesIO(store.read_bytes(f"{folder}/facts.parquet")), columns=["id", "height", "width", "readable"]
-    )
-    facts = facts[facts["readable"]]
-    return {row.id: (int(row.height), int(row.width)) for row in facts.itertuples()}
-
-
 def _image_table(
     samples: list[Sample],
     scores: np.ndarray,
-    maxima: np.ndarray,
     held_out: np.ndarray,
     threshold: float | None,
-    counts: PixelCounts,
+    counted: CountedPixels,
+    per_image: Mapping[str, Mapping[str, float]],
 ) -> pd.DataFrame:
-    rows = counts.images
+    """A row an image, in the order of the maps; what is not known of an image is missing."""
+    rows = counted.counts.images
     return pd.DataFrame(
         {
             "id": [sample.id for sample in samples],
@@ -178,11 +147,16 @@ def _image_table(
             "score": scores,
             "p_value": p_values(held_out, scores),
             "decision": ["none" if threshold is None else "reject" if s > threshold else "accept" for s in scores],
-            "map_max": maxima,
-            "average_precision": [rows[s.id].average_precision if s.id in rows else None for s in samples],
-            "iou_best": [rows[s.id].iou_max if s.id in rows else None for s in samples],
+            "map_max": counted.maxima,
+            "average_precision": _numbers(rows[s.id].average_precision if s.id in rows else None for s in samples),
+            "iou_best": _numbers(rows[s.id].iou_max if s.id in rows else None for s in samples),
+            **{metric: _numbers(values.get(s.id) for s in samples) for metric, values in per_image.items()},
         }
-    ).astype({"average_precision": "Float64", "iou_best": "Float64"})
+    )
+
+
+def _numbers(values: Iterable[float | None]) -> pd.Series[float]:
+    return pd.Series(list(values), dtype="Float64")
 
 
 def _groups(counts: PixelCounts, samples: list[Sample], scores: np.ndarray) -> dict[str, Any]:
@@ -211,15 +185,6 @@ def _curves(counts: PixelCounts, scores: np.ndarray, labels: np.ndarray) -> dict
             "y": [0.0, *(true / true[-1]).tolist()],
         }
     return curves
-
-
-def _intervals(did: dict[str, float]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in ("false_reject", "miss"):
-        if f"{name}_rate" in did:
-            found[f"{name}_rate"] = did[f"{name}_rate"]
-            found[f"{name}_interval"] = [did[f"{name}_low"], did[f"{name}_high"]]
-    return found
 
 
 def _counts(validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
@@ -253,6 +218,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         cell=cell.id,
         status="done",
         metrics=found.meta["metrics"],
+        intervals=found.meta["intervals"],
         calibration=found.meta["calibration"],
         counts=found.meta["counts"],
         seconds={step: meta["seconds"] for step, meta in metas.items()},
