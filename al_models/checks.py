@@ -143,9 +143,9 @@ def fit_returns_self(make: Make, images: CheckImages) -> None:
 
 
 def learned_attributes_end_in_underscore(make: Make, images: CheckImages) -> None:
-    """What fit sets ends in `_`, and there is some."""
+    """What fit sets ends in `_`, and there is some; what begins with `_` follows from it."""
     detector = _fitted(make, images)
-    new = set(vars(detector)) - {field.name for field in fields(detector)}
+    new = {name for name in vars(detector) if not name.startswith("_")} - {field.name for field in fields(detector)}
     assert detector.state_names(), "fit set no attribute that ends in '_'"
     assert new == set(detector.state_names()), f"fit set {sorted(new - set(detector.state_names()))}; end them in '_'"
 
@@ -329,6 +329,21 @@ def other_runs_leave_the_global_random_state_untouched(make: Make, images: Check
 # --- traits ---
 
 
+def more_images_are_learned_as_if_given_at_once(make: Make, images: CheckImages) -> None:
+    """A saved model that takes in more images is the model of all of them, or says that it cannot."""
+    half = len(images.train) // 2
+    first, whole = make().fit(_source(make(), images.train[:half])), _fitted(make, images)
+    if not whole.traits.incremental:
+        with _raises(InvalidInput, "partial_fit of a method that is not incremental"):
+            first.partial_fit(_source(first, images.train[half:]))
+        return
+    more = make().load_state(first.state()).partial_fit(_source(first, images.train[half:]))
+    _assert_close(_predict(whole, images.test), _predict(more, images.test), "learned in two parts")
+    _predict(first, images.test)  # what a prediction has cached must not outlive what is learned
+    first.partial_fit(_source(first, images.train[half:]))
+    _assert_close(_predict(whole, images.test), _predict(first, images.test), "learned more after a prediction")
+
+
 def traits_are_true(make: Make, images: CheckImages) -> None:
     """What is said to be read is read, training is said, and a user of synthetic defects says so."""
     detector = make()
@@ -370,6 +385,7 @@ CHECKS: list[Check] = [
     order_of_images_changes_nothing_in_predict,
     equal_seed_equal_result,
     other_runs_leave_the_global_random_state_untouched,
+    more_images_are_learned_as_if_given_at_once,
     traits_are_true,
 ]
 """Every check, in the order a new method is best mended in."""

@@ -51,6 +51,23 @@ class Detector(ABC):
         self._fit(source, runtime)
         return self
 
+    def partial_fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
+        """Learn from more good images as if they had been among the first; the first call is `fit`.
+
+        Raises InvalidInput when there are none, and for a method that cannot (its traits are not `incremental`).
+        """
+        if not self.traits.incremental:
+            raise InvalidInput(f"{type(self).__name__} cannot learn more images on top; fit it on all of them")
+        if not self.state_names():
+            return self.fit(images, runtime)
+        source = self._source(images, runtime)
+        if len(source) == 0:
+            raise InvalidInput(
+                f"{type(self).__name__}.partial_fit was given no image; it needs at least one good image"
+            )
+        self._update(source, runtime)
+        return self
+
     def predict(self, images: Images | ImageSource | ImageBatch, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008
         """Maps float32 [n, h, w] and scores float32 [n]; higher is more anomalous."""
         parts = list(self.predict_batches(images, runtime))
@@ -91,6 +108,10 @@ class Detector(ABC):
     @abstractmethod
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
         """Set the learned attributes."""
+
+    def _update(self, source: ImageSource, runtime: Runtime) -> None:
+        """Bring the learned attributes up to date; for methods with the trait `incremental`."""
+        raise NotImplementedError
 
     @abstractmethod
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:

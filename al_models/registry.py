@@ -26,6 +26,8 @@ METHODS: dict[str, Method] = {
     "ae_ssim": Method("reconstruction.ae_ssim:AeSsim", "reconstruction", "Bergmann et al. 2019, arXiv:1807.02011"),
     "padim": Method("embedding.padim:Padim", "embedding", "Defard et al. 2020, arXiv:2011.08785"),
     "patchcore": Method("embedding.patchcore:Patchcore", "embedding", "Roth et al. 2022, arXiv:2106.08265"),
+    "soe": Method("embedding.soe:Soe", "embedding", "Kim et al. 2021, arXiv:2105.14737"),
+    "somad": Method("embedding.somad:Somad", "embedding", "Li et al. 2021, arXiv:2107.09903"),
     "spade": Method("embedding.spade:Spade", "embedding", "Cohen and Hoshen 2020, arXiv:2005.02357"),
 }
 

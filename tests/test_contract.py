@@ -190,6 +190,13 @@ class SeedsGlobally(MeanImage):
         super()._fit(source, runtime)
 
 
+class ForgetsWhatCameBefore(MeanImage):
+    traits = Traits(needs_images=True, incremental=True)
+
+    def _update(self, source, runtime):
+        self._fit(source, runtime)
+
+
 class ClaimsToTrain(MeanImage):
     traits = Traits(needs_images=True, trains=True)
 
@@ -223,6 +230,7 @@ BROKEN = {
     CountsImages: "order_of_images_changes_nothing_in_predict",
     DrawsGlobally: "equal_seed_equal_result",
     SeedsGlobally: "other_runs_leave_the_global_random_state_untouched",
+    ForgetsWhatCameBefore: "more_images_are_learned_as_if_given_at_once",
     ClaimsToTrain: "traits_are_true",
     HidesThatItNeedsImages: "traits_are_true",
 }

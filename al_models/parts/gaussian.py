@@ -1,4 +1,9 @@
-"""One Gaussian for every position of a feature map, fitted in one pass without storing the features."""
+"""One Gaussian for every position of a feature map, fitted in one pass without storing the features.
+
+Counts, means and scatters add up: batches, shards on several workers and the images of another night give what all of
+them at once would, up to rounding (Chan, Golub and LeVeque 1983). Deviations are taken from a running mean before they
+are squared, so that float32 loses nothing to cancellation: 1e-6 of the largest covariance for features of any offset.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ _POSITIONS_AT_ONCE = 512
 
 
 class PositionGaussians:
-    """Mean and scatter per position, updated batch by batch (Chan, Golub and LeVeque 1983: no cancellation)."""
+    """Mean and scatter per position, updated batch by batch."""
 
     def __init__(self, positions: int, channels: int, device: str = "cpu") -> None:
         """Nothing seen yet."""
@@ -17,30 +22,66 @@ class PositionGaussians:
         self.mean = torch.zeros(positions, 1, channels, device=device)  # (p, 1, c)
         self.scatter = torch.zeros(positions, channels, channels, device=device)  # (p, c, c)
 
+    @staticmethod
+    def of(count: int, mean: Tensor, scatter: Tensor) -> PositionGaussians:
+        """Take up what was seen before; the tensors (p, 1, c) and (p, c, c) are updated in place."""
+        found = PositionGaussians(0, 0)
+        found.count, found.mean, found.scatter = count, mean, scatter
+        return found
+
     def update(self, x: Tensor) -> None:
         """Take in float32 (p, n, c)."""
-        n, total = x.shape[1], self.count + x.shape[1]
         mean = x.mean(1, keepdim=True)
         shift = mean - self.mean
         # The move of the mean is one more deviation, of weight count * n / total: one product does it all.
-        rows = torch.cat([x - mean, shift * (self.count * n / total) ** 0.5], dim=1)  # (p, n + 1, c)
+        self._add(x.shape[1], mean, torch.cat([x - mean, shift * self._weight(x.shape[1])], dim=1))  # (p, n + 1, c)
+
+    def merge(self, other: PositionGaussians) -> None:
+        """Take in all that another one has seen."""
+        shift = other.mean - self.mean
+        weight = self._weight(other.count)
+        self.scatter += other.scatter
+        self._add(other.count, other.mean, shift * weight)
+
+    def _add(self, n: int, mean: Tensor, rows: Tensor) -> None:
         self.scatter.baddbmm_(rows.mT, rows)
-        self.mean += shift * (n / total)
-        self.count = total
+        self.count += n
+        if self.count:
+            self.mean += (mean - self.mean) * (n / self.count)
 
-    def whitening(self, epsilon: float) -> Tensor:
-        """(p, c, c) lower triangular W with W W^T-metric: |W (x - mean)| is the Mahalanobis distance.
+    def _weight(self, n: int) -> float:
+        return (self.count * n / max(1, self.count + n)) ** 0.5
 
-        The covariance is regularised by epsilon on its diagonal (PaDiM, arXiv:2011.08785, eq. 1), so that fewer
-        images than channels are no trouble. Consumes the scatter: W takes its memory.
-        """
-        identity = torch.eye(self.scatter.shape[1], device=self.scatter.device)
-        for part in self.scatter.split(_POSITIONS_AT_ONCE):
-            factor = torch.linalg.cholesky(part / max(1, self.count - 1) + epsilon * identity)
-            part.copy_(torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False))
-        return self.scatter
+
+def whitening(count: int, scatter: Tensor, epsilon: float) -> Tensor:
+    """(p, c, c) lower triangular W of each position: |W (x - mean)| is the Mahalanobis distance.
+
+    `scatter` (p, c, c) of `count` images gives the covariance, regularised by epsilon on its diagonal (PaDiM,
+    arXiv:2011.08785, eq. 1), so that fewer images than channels are no trouble.
+    """
+    identity = torch.eye(scatter.shape[1], device=scatter.device)
+    found = torch.empty_like(scatter)
+    for part, out in zip(scatter.split(_POSITIONS_AT_ONCE), found.split(_POSITIONS_AT_ONCE), strict=True):
+        factor = torch.linalg.cholesky(part / max(1, count - 1) + epsilon * identity)
+        torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False, out=out)
+    return found
 
 
 def mahalanobis(x: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
     """Distances (p, n) of float32 (p, n, c) to the Gaussian of each position."""
     return torch.bmm(x - mean, whitening.mT).square_().sum(2).sqrt_()
+
+
+def pack_symmetric(matrices: Tensor) -> Tensor:
+    """Symmetric (p, c, c) -> its lower triangles (p, c * (c + 1) / 2): half the bytes."""
+    rows, columns = torch.tril_indices(matrices.shape[1], matrices.shape[1], device=matrices.device)
+    return matrices[:, rows, columns]
+
+
+def unpack_symmetric(packed: Tensor, channels: int) -> Tensor:
+    """What `pack_symmetric` gave -> (p, c, c)."""
+    rows, columns = torch.tril_indices(channels, channels, device=packed.device)
+    matrices = packed.new_empty(len(packed), channels, channels)
+    matrices[:, rows, columns] = packed
+    matrices[:, columns, rows] = packed
+    return matrices

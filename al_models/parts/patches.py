@@ -45,6 +45,13 @@ def as_vectors(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
+def choose_channels(features: Mapping[int, Tensor], layers: Sequence[int], count: int, seed: int) -> Tensor:
+    """A random choice of the stacked layers' channels, rising: int64 (min(count, channels there are),)."""
+    available = sum(features[layer].shape[1] for layer in layers)
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    return order[: min(count, available)].sort().values
+
+
 def on_device(batch: ImageBatch, device: str) -> dict[int, Tensor]:
     """The features of a batch where they are computed on."""
     return {layer: value.to(device, non_blocking=True) for layer, value in batch.features.items()}
