@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
@@ -159,6 +160,7 @@ def _load(data: bytes) -> tuple[Image.Image, int]:
         if image.width * image.height > MAX_PIXELS:
             raise InvalidInput(_too_large(f"{image.width}x{image.height} px"))
         frames = getattr(image, "n_frames", 1)  # asked first: loading may let go of the file
+        image = _plain_png(image, data) or image
         image.load()
     except _TOO_LARGE as error:
         raise InvalidInput(_too_large(str(error))) from error
@@ -174,6 +176,24 @@ def _load(data: bytes) -> tuple[Image.Image, int]:
     if image.mode == "F" or (image.mode == "I" and (_bit_depth(image, data) > 16 or np.asarray(image).min() < 0)):
         raise InvalidInput(f"pixels of mode {image.mode} go beyond 0..65535; export the image with 8 bits a channel")
     return image, frames
+
+
+def _plain_png(image: Image.Image, data: bytes) -> Image.Image | None:
+    """An 8-bit gray or RGB PNG decoded by libpng with a faster inflate, half of Pillow's time; the same pixels.
+
+    None for other files, and for damaged ones: Pillow says what is wrong with them. An EXIF chunk behind the pixels
+    is seen only by Pillow.
+    """
+    plain = image.format == "PNG" and image.mode in ("L", "RGB") and data[24] == 8 and not image.is_animated
+    if not plain or "transparency" in image.info or b"eXIf" in data:
+        return None
+    try:
+        pixels = imagecodecs.png_decode(data)
+    except imagecodecs.PngError:
+        return None
+    found = Image.fromarray(pixels)
+    found.format, found.info = image.format, image.info
+    return found
 
 
 def _too_large(given: str) -> str:
