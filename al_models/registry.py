@@ -26,6 +26,7 @@ METHODS: dict[str, Method] = {
     "ae_ssim": Method("reconstruction.ae_ssim:AeSsim", "reconstruction", "Bergmann et al. 2019, arXiv:1807.02011"),
     "contrario": Method("embedding.contrario:Contrario", "embedding", "Tailanian et al. 2021, arXiv:2110.02407"),
     "mlf_sc": Method("embedding.mlf_sc:MlfSc", "embedding", "Imamura et al. 2021, arXiv:2104.04289"),
+    "ocsvm": Method("one_class.ocsvm:Ocsvm", "one_class", "Schölkopf et al. 2001, doi:10.1162/089976601750264965"),
     "padim": Method("embedding.padim:Padim", "embedding", "Defard et al. 2020, arXiv:2011.08785"),
     "patchcore": Method("embedding.patchcore:Patchcore", "embedding", "Roth et al. 2022, arXiv:2106.08265"),
     "soe": Method("embedding.soe:Soe", "embedding", "Kim et al. 2021, arXiv:2105.14737"),
