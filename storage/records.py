@@ -35,6 +35,8 @@ class RunRecord:
     calibration: dict[str, Any] = field(default_factory=dict)
     """Thresholds that decide (`image`, `pixel`), what they did (`realised`); the same for each of `rates`, asked and
     realised false-reject rates with their intervals, and the miss rate."""
+    warnings: list[str] = field(default_factory=list)
+    """What speaks against this method on these images, in sentences."""
     counts: dict[str, int] = field(default_factory=dict)
     """Images by use: train, calibration, test_good, test_anomalous, test_unknown, set_aside, without_mask."""
     seconds: dict[str, float] = field(default_factory=dict)

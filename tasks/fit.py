@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import Detector
+from al_models.parts.alignment import alignment
 from storage.errors import Damaged
 from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
@@ -18,6 +20,11 @@ from tasks.handles import Cell, Validated
 from tasks.split import fit_and_calibration
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
+
+logger = logging.getLogger(__name__)
+
+_ENOUGH_TO_SEE = 32
+"""Images that show whether all are aligned."""
 
 
 @task(
@@ -87,4 +94,20 @@ def _fit(
     store.write_bytes(f"{draft.folder}/state.safetensors", as_safetensors(detector.state()))
     store.write_bytes(f"{draft.folder}/params.json", json.dumps(detector.params(), indent=1).encode())
     checkpoints.forget()
-    return {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
+    warnings = _doubts(detector, validated, ids)
+    for warning in warnings:
+        logger.warning("%s: %s", cell.name, warning)
+    learned = {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
+    return {**learned, "warnings": warnings}
+
+
+def _doubts(detector: Detector, validated: Validated, ids: list[str]) -> list[str]:
+    """What speaks against this method on these images."""
+    sample = ids[:: max(1, len(ids) // _ENOUGH_TO_SEE)][:_ENOUGH_TO_SEE]
+    if not detector.traits.aligned_images_only or len(sample) < 2:
+        return []
+    source = StoredSource(validated, sample, spec=None, features=None, images=True)
+    images = source.read(range(len(sample))).images
+    assert images is not None
+    found = alignment(images)
+    return [found.sentence] if found.warn else []

@@ -1,13 +1,22 @@
-"""What names a model."""
+"""What names a model, and what is said against it."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from al_models import create
 from tasks import compute
 from tasks import fit as fit_module
 from tasks.fit import fit
 from tasks.handles import Category, Cell, Prepared, Validated
+from tasks.ingest import ingest
+from tasks.prepare import prepare
+from tasks.stored import accepted_samples
+from tasks.validate import validate
 
 CATEGORY = Category("memory://fit", "toy", "toy", "data", "catalogues/toy", "0")
 VALIDATED = Validated(Prepared(CATEGORY, 256, "images/toy"), "verdicts/toy", "0")
@@ -23,3 +32,24 @@ def test_the_precision_of_a_training_names_its_model(
         monkeypatch.setattr(compute, "_bfloat16_pays", lambda device, pays=pays: pays)
         names.append(fit.fn(Cell("toy", "toy", method, device="cpu"), VALIDATED, features))
     assert (names[0] == names[1]) is equal
+
+
+@pytest.mark.parametrize(("most", "warned"), [(0, False), (60, True)])
+def test_a_method_that_compares_positions_warns_where_parts_move(most: int, warned: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.normal(60, 4, (96, 160))
+        start = 10 + round(most * rng.random())
+        pixels[20:76, start : start + 70] += 90  # a plate that lies, or does not lie, in the same place
+        pixels[40:56, start + 10 : start + 30] -= 60
+        path = tmp_path / f"data/plate/train/good/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    (category,) = ingest.fn(str(tmp_path / "store"), "mvtec_ad", str(tmp_path / "data")).categories
+    validated = validate.fn(prepare.fn(category, 64))
+    ids = [sample.id for sample in accepted_samples(validated)]
+    assert len(ids) == 12
+    warnings = fit_module._doubts(create("padim"), validated, ids)
+    assert [("not aligned" in warning) for warning in warnings] == [True] * warned
+    assert fit_module._doubts(create("patchcore"), validated, ids) == []
+    assert fit_module._doubts(create("padim"), validated, ids[:1]) == []

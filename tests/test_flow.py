@@ -167,7 +167,8 @@ def test_held_out_maps_are_kept_as_what_gives_other_maps_their_p_values(first: E
         assert pixels.ids == set(held_out["ids"])
         assert pixels.maxima.sum() * 2**40 == pixels.shares.sum() == 3 * 2**40
         highest = max(held_out["map_maxima"])  # rounded as stored maps are
-        found = pixel_p_values(np.array([[highest, np.nextafter(np.float16(highest), np.float16(np.inf))]]), pixels, "image")
+        beyond = np.nextafter(np.float16(highest), np.float16(np.inf))
+        found = pixel_p_values(np.array([[highest, beyond]]), pixels, "image")
         assert found.tolist() == [[0.5, 0.25]]  # (1 + 1) / 4 and 1 / 4
 
 

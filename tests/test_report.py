@@ -19,12 +19,16 @@ import pytest
 import zarr
 from PIL import Image
 
+from al_models.calibration import HeldOutPixels
 from storage.errors import Damaged
 from storage.records import RunRecord, read_records, write_record
 from storage.store import Store
 from tasks.handles import Category
-from tasks.report import Judged, export, pictures, report, tables
-from tasks.report.pictures import Scale, sample_picture
+from tasks.report import Judged, costs, evaluation, export, heat, pictures, report, tables, thresholds, verdicts
+from tasks.report.answer import headline
+from tasks.report.heat import Scale
+from tasks.report.pictures import sample_picture
+from tasks.report.variants import variants_of
 
 SIDE = 32
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
@@ -233,9 +237,9 @@ def test_figures_are_the_records(store: Store, tmp_path: Path) -> None:
 def test_absent_metric_is_absent_not_zero(store: Store, tmp_path: Path) -> None:
     text = made(store, tmp_path)
     start = text.index('id="cell-padim-', text.index('id="cells"'))
-    cell = text[start : text.index("</table>", start)]  # `<b>x` sorts before `grid`
-    values = re.findall(r"<td[^>]*>([^<]*)<", cell)
-    assert values == ["–", "–", "76.5"]
+    cell = text[start : text.index("No pictures" if "No pictures" in text else "gallery", start)]  # `<b>x` comes first
+    rows = [re.findall(r"<td[^>]*>([^<]*)<", row) for row in re.findall(r"This cell(.*?)</tr>", cell, re.DOTALL)]
+    assert rows == [["–", "–"], ["76.5"]]
 
 
 def test_failure_shows_its_reason(store: Store, tmp_path: Path) -> None:
@@ -253,14 +257,14 @@ def test_set_aside_images_are_listed_by_reason(store: Store, tmp_path: Path) -> 
 def test_verdicts_on_one_category_are_told_once() -> None:
     asked = {"name": "readable", "description": "decodes whole", "severity": "reject", "success": False}
     twice = finding("a.png", "reject", "readable", "truncated")
-    verdicts = [
+    given = [
         ({"stop": None, "expectations": [asked]}, [twice, finding("", "warn", "published_counts", "12 of 13")]),
         ({"stop": "no image", "expectations": [asked]}, [twice, finding("b.png", "reject", "readable", "truncated")]),
     ]
-    merged = tables.merge_verdicts(verdicts)
+    merged = verdicts.merge_verdicts(given)
     assert (merged.stop, merged.expectations) == (["no image"], [asked])
-    assert tables.by_reason(merged.findings["reject"]) == {"truncated": ["a.png", "b.png"]}
-    assert tables.by_reason(merged.findings["warn"]) == {"12 of 13": ["the category as a whole"]}
+    assert verdicts.by_reason(merged.findings["reject"]) == {"truncated": ["a.png", "b.png"]}
+    assert verdicts.by_reason(merged.findings["warn"]) == {"12 of 13": ["the category as a whole"]}
 
 
 def test_long_lists_of_findings_are_capped(store: Store, tmp_path: Path) -> None:
@@ -338,7 +342,7 @@ def test_spread_is_over_seeds() -> None:
 def test_lead_within_the_spread_of_seeds_is_said_to_be_so() -> None:
     cells = [record("ae_ssim", "grid", seed=s, metrics={"pro": p}) for s, p in enumerate((0.7, 0.9))]
     cells.append(record("padim", "grid", metrics={"pro": 0.79}))
-    answer, support = tables.headline(tables.ranking(cells))
+    answer, support = headline(tables.ranking(cells))
     assert answer == "Best on this data: ae_ssim."
     assert any("no more than the spread between seeds (14.1)" in line for line in support)
 
@@ -349,7 +353,7 @@ def test_one_method_with_two_settings_is_two_rows() -> None:
         for ratio in (0.01, 0.1)
     ]
     broken = record("patchcore", "wood", params={"coreset_ratio": 0.1}, status="failed", metrics={})
-    found = {variant.name: len(variant.records) for variant in tables.variants_of([broken, *cells])}
+    found = {variant.name: len(variant.records) for variant in variants_of([broken, *cells])}
     assert found == {"patchcore (coreset_ratio=0.01)": 1, "patchcore (coreset_ratio=0.1)": 2}
 
 
@@ -362,7 +366,7 @@ def test_examples_are_best_median_worst_and_the_most_suspicious_good() -> None:
 
 def test_heat_scale_runs_from_good_to_twice_the_threshold(store: Store) -> None:
     kept = next(r for r in records_of(store) if r.method == "padim" and r.category == "grid")
-    gallery = pictures.read_gallery(store, kept, pictures.read_evaluation(store, kept).rows)
+    gallery = pictures.read_gallery(store, kept, evaluation.read_evaluation(store, kept).rows)
     assert gallery.scale is not None
     assert gallery.scale.low == pytest.approx(4.0, abs=0.2)  # uniform 0..8
     assert gallery.scale.high == pytest.approx(12.0 - gallery.scale.low)
@@ -378,23 +382,23 @@ def test_overlay_grows_lighter_and_the_part_stays_visible() -> None:
     pixels = np.full((1, 5, 1), 128, np.uint8)
     pixels[0, 4] = 255
     values = np.array([[0.0, 0.5, 1.0, 9.0, 1.0]])
-    shades = pictures.overlay(pixels, values, Scale(0.0, 1.0, None, "")).mean(axis=-1)[0]
+    shades = heat.overlay(pixels, values, Scale(0.0, 1.0, None, "")).mean(axis=-1)[0]
     assert shades[0] < shades[1] < shades[2] == shades[3] < shades[4]
 
 
 def test_contour_surrounds_the_mask_and_hides_none_of_it() -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[3:5, 3:5] = 1
-    line_ = pictures.contour(mask, 1)
+    line_ = heat.contour(mask, 1)
     assert not (line_ & mask.astype(bool)).any()
     assert line_.sum() == 8
-    assert pictures.contour(np.ones((4, 4)), 2).sum() == 0
+    assert heat.contour(np.ones((4, 4)), 2).sum() == 0
 
 
 def test_curves_keep_their_corners() -> None:
     x = [0.0] * 1000 + list(np.linspace(0, 1, 1000))
     y = list(np.linspace(0, 0.9, 1000)) + [0.9] * 999 + [1.0]
-    points = pictures._thinned(x, y)
+    points = evaluation._thinned(x, y)
     assert len(points) <= 163
     assert points[0] == (0.0, 0.0)
     assert points[-1] == (1.0, 1.0)
@@ -442,6 +446,15 @@ def test_unsupported_threshold_says_why(tmp_path: Path) -> None:
     write_record(store, record("padim", "grid", calibration={"image": image}))
     shown = Page(made(store, tmp_path)).text
     assert "No threshold: hold out 99 images" in shown
+
+
+def test_what_speaks_against_a_method_stands_with_its_rank_and_its_cell(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    doubt = "The images are not aligned: only 8 % agree."
+    write_record(store, record("padim", "grid", warnings=[doubt], keys=outputs(store, "grid", masks=True)))
+    page = Page(made(store, tmp_path))
+    assert "padim on grid: The images are not aligned." in page.text
+    assert page.text.count(doubt) == 1
 
 
 def test_different_data_in_one_category_is_called_out(tmp_path: Path) -> None:
@@ -492,6 +505,206 @@ def test_nothing_half_written_stays(store: Store, tmp_path: Path, monkeypatch: p
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8") == before
 
 
+# how certain a figure is
+
+
+def test_intervals_stand_beside_the_figures(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    intervals = {"pro": {"low": 0.8771, "high": 0.9432, "note": None}}
+    intervals["image_auroc"] = {"low": None, "high": None, "note": "all replicates agree"}
+    intervals["aupimo"] = {"low": None, "high": None, "note": "too few good pixels"}  # which has no value either
+    write_record(store, record("padim", "grid", intervals=intervals))
+    write_record(store, record("padim", "wood", intervals=intervals))
+    text = made(store, tmp_path)
+    table = text[text.index("<h3>PRO</h3>") : text.index("<h3>Image AUROC</h3>")]
+    assert table.count('91.2<small class="under">87.7 to 94.3</small>') == 2
+    assert 'title="No interval: all replicates agree">88.9</td>' in text
+    shown = Page(text).text
+    assert shown.count("95 % interval87.7 to 94.3") == 2  # with each cell
+    assert shown.count("Image AUROC: all replicates agree.") == 2
+    assert shown.count("AUPIMO: too few good pixels.") == 2
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text(encoding="utf-8"))))
+    assert (rows[0]["pro_low"], rows[0]["pro_high"], rows[0]["image_auroc_low"]) == ("0.8771", "0.9432", "")
+    assert "pixel_auroc_low" not in rows[0]
+    assert "91.2 (87.7 to 94.3)" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
+
+def test_with_several_seeds_their_spread_stands_in_place_of_an_interval() -> None:
+    ends = {"pro": {"low": 0.6, "high": 0.9, "note": None}}
+    cells = [record("ae_ssim", "grid", seed=s, metrics={"pro": p}, intervals=ends) for s, p in enumerate((0.7, 0.9))]
+    (row,) = tables.per_category(cells, "pro")
+    assert row.intervals == [None]
+    (row,) = tables.per_category(cells[:1], "pro")
+    assert row.intervals == [ends["pro"]]
+
+
+def test_records_of_earlier_versions_say_what_they_lack(store: Store, tmp_path: Path) -> None:
+    shown = Page(made(store, tmp_path)).text
+    assert shown.count("No intervals: the cell was run by an earlier version") == 3
+    assert shown.count("Other rates were not recorded") == 3
+    assert shown.count("No maps of −log10 p: this cell left no calibration.") == 3
+    assert "it left no replicates, as cells of earlier versions; run it again" in shown
+    assert "_low" not in (tmp_path / "out" / "results.csv").read_text(encoding="utf-8")
+
+
+def test_the_ranking_shows_a_choice_and_the_cells_show_all(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    some = {"pro": 0.9, "aupimo": 0.4, "fpr_at_threshold": 0.00123, "boundary_f_at_threshold": 0.3, "home_made": 0.5}
+    write_record(store, record("padim", "grid", metrics=some))
+    text = made(store, tmp_path)
+    ranking = text[text.index('id="ranking"') : text.index('id="categories"')]
+    assert ">AUPIMO<" in ranking
+    assert not re.search("FPR at threshold|home_made|Boundary F", ranking)
+    cell = text[text.index('id="cell-padim') : text.index('id="time"')]
+    for words in ("FPR at threshold", "Boundary F at threshold", "home_made", "0.12"):
+        assert f">{words}<" in cell
+    assert "0.00123" in (tmp_path / "out" / "results.csv").read_text(encoding="utf-8")
+
+
+# thresholds
+
+
+def promise(rate: float, realised: float, expected: list[float] | None, value: float | None = 5.0) -> dict[str, Any]:
+    own = [max(0.0, realised - 0.03), realised + 0.1]
+    kept = {"false_reject_rate": realised, "false_reject_interval": own, "miss_rate": 0.25, "miss_interval": [0.1, 0.4]}
+    note = None if value is not None else "a rate of 0.005 needs 199 images"
+    facts = {"rate": rate, "value": value, "n": 26, "smallest_rate": 0.037, "note": note}
+    return facts | {"expected_interval": expected} | (kept if value is not None else {})
+
+
+@pytest.mark.parametrize(
+    ("realised", "expected", "above"),
+    [(0.2, [0.0, 0.19], True), (0.19, [0.0, 0.19], False), (0.07, None, False), (0.09, None, True)],
+)
+def test_amber_is_above_what_was_expected(realised: float, expected: list[float] | None, above: bool) -> None:
+    one = thresholds.Promise("image", promise(0.05, realised, expected), True)
+    assert one.above == above  # without an expected interval: the rate's own, 3 points lower, lies above 5 %
+
+
+def test_all_asked_rates_stand_with_the_cell(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    image = [promise(0.005, 0.0, None, value=None), promise(0.05, 0.286, [0.0, 0.19])]
+    pixel = [promise(0.005, 0.0, None, value=None), promise(0.05, 0.1, [0.0, 0.19], value=7.25)]
+    rates = [{"rate": i["rate"], "image": i, "pixel": p} for i, p in zip(image, pixel, strict=True)]
+    did = {name: image[1][name] for name in ("false_reject_rate", "false_reject_interval", "miss_rate")}
+    calibration = {"image": image[1], "pixel": pixel[1], "realised": did, "rates": rates}
+    write_record(store, record("padim", "grid", calibration=calibration))
+    text = made(store, tmp_path)
+    table = text[text.index("Thresholds: all asked rates") : text.index("Where it comes from")]
+    rows = re.findall(r"<tr.*?</tr>", table, re.DOTALL)[1:]
+    assert [("◆" in row, "warn" in row) for row in rows] == [
+        (False, False),
+        (True, True),
+        (False, False),
+        (True, False),
+    ]
+    assert "28.6 (25.6 to 38.6) 0.0 to 19.0 25.0 (10.0 to 40.0)" in re.sub("</?t[dr].*?>", " ", rows[1]).replace(
+        "  ", " "
+    )
+    assert rows[0].count("a rate of 0.005 needs 199 images") == 1
+    assert "7.25" in rows[3]
+    above = text[text.index('id="thresholds"') : text.index('id="cells"')]
+    assert '<td class="warn">28.6 (25.6 to 38.6)</td><td>0.0 to 19.0</td>' in above
+    assert Page(text).text.count("a new good image is rejected with at most that probability") == 1
+
+
+# maps as evidence
+
+
+def held_out(store: Store, name: str, values: np.ndarray, n: int) -> str:
+    """A calibration with n held-out maps of these values."""
+    pixels = HeldOutPixels()
+    for place in range(n):
+        pixels.add(str(place), values)
+    keys = np.flatnonzero(pixels.shares)
+    table, buffer = pa.table({"key": keys, "share": pixels.shares[keys], "maxima": pixels.maxima[keys]}), io.BytesIO()
+    pq.write_table(table, buffer)
+    return put(store, f"calibrations/{name}", {}, {"ids": sorted(pixels.ids)}, {"pixels.parquet": buffer.getvalue()})
+
+
+def with_held_out(store: Store, n: int = 26) -> RunRecord:
+    keys = outputs(store, "grid", masks=True)
+    keys["calibration"] = held_out(store, "grid", np.linspace(0, 6, 100).astype(np.float16), n)
+    write_record(store, found := record("padim", "grid", keys=keys))
+    return found
+
+
+def test_maps_of_evidence_stand_beside_the_others(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    with_held_out(store)
+    page = Page(made(store, tmp_path))
+    assert len(page.asked) == 1 + 4 * 3
+    assert sum(alt.startswith("Map of minus log10 p of ") for alt in page.alts) == 4
+    assert "saturates in this cell at log10(26 + 1) = 1.43" in page.text
+
+
+def test_colours_of_evidence_are_those_of_the_cell_with_most_held_out_images(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    kept = with_held_out(store, n=9)
+    image = {"rate": 0.05, "value": 5.0, "n": 99, "note": None}
+    scale = pictures.evidence_scale([kept, record("spade", "grid", calibration={"image": image, "pixel": image})])
+    assert scale is not None
+    assert (scale.low, scale.high) == (0.0, 2.0)
+    assert pictures.evidence_scale([record("spade", "grid", calibration={})]) is None
+    rows = evaluation.read_evaluation(store, kept).rows
+    few, most = (pictures.read_gallery(store, kept, rows, evidence=s) for s in (replace(scale, high=1.0), scale))
+    assert few.n_held_out == 9
+    light = [np.asarray(one.examples[0].evidence).astype(int).sum() for one in (few, most)]
+    assert light[0] > light[1]  # 9 images show 1 at most, which is half of the common scale
+    assert pictures.read_gallery(store, kept, rows).examples[0].evidence is None
+
+
+def test_evidence_is_judged_by_the_held_out_values(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    kept = with_held_out(store)
+    rows = evaluation.read_evaluation(store, kept).rows
+    light = []
+    for name, value in (("beyond all maps", 9.0), ("below all maps", -1.0)):  # maps lie in 0..8
+        calibration = held_out(store, name, np.full((4, 4), value, np.float16), 26)
+        own = replace(kept, keys=kept.keys | {"calibration": calibration})
+        gallery = pictures.read_gallery(store, own, rows, evidence=pictures.evidence_scale([own]))
+        light.append(np.asarray(gallery.examples[3].evidence, dtype=float))  # the good image: nothing is outlined
+    assert (light[1] - light[0]).mean() > 80  # as rare as 26 images can show, and not rare at all
+
+
+@pytest.mark.parametrize("damage", ["lost", "no table", "no parquet", "none held out"])
+def test_without_held_out_maps_there_is_a_sentence(tmp_path: Path, damage: str) -> None:
+    store = Store(str(tmp_path / "store"))
+    kept = with_held_out(store, n=0 if damage == "none held out" else 26)
+    folder = store.get(kept.keys["calibration"]).folder
+    if damage == "lost":
+        for key in list(store.list("calibrations")):
+            store.delete(key)
+    elif damage == "no table":
+        store.delete(f"{folder}/pixels.parquet")
+    elif damage == "no parquet":
+        store.write_bytes(f"{folder}/pixels.parquet", b"nothing")
+    page = Page(made(store, tmp_path))
+    assert len(page.asked) == 1 + 4 * 2
+    words = "no good image was held out" if damage == "none held out" else "the calibration could not be read"
+    assert f"No maps of −log10 p: {words}" in page.text
+
+
+# costs
+
+
+def test_share_of_evaluation_counts_a_shared_output_once() -> None:
+    seconds = {"prepare": 6.0, "fit": 2.0, "evaluate": 1.0}
+    cells = [record("a", "grid", seconds=seconds), record("b", "grid", seconds=seconds)]
+    assert costs.evaluation_share(cells) == pytest.approx(2 / 18)
+    shared = [replace(cell, keys={"images": "images/one"}) for cell in cells]
+    assert costs.evaluation_share(shared) == pytest.approx(2 / 12)
+    assert costs.evaluation_share([record("a", "grid", seconds={"fit": 1.0})]) is None
+    assert costs.evaluation_share([]) is None
+
+
+def test_share_of_evaluation_is_told(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    write_record(store, record("padim", "grid", seconds={"fit": 9.79, "evaluate": 0.21}))
+    page = Page(made(store, tmp_path))
+    assert "Evaluation took 2.1 % of the computing" in page.text
+
+
 def test_damaged_record_is_said_not_skipped(store: Store, tmp_path: Path) -> None:
     store.write_bytes("records/mvtec_ad/grid/padim/broken.json", b'{"dataset": 1}')
     with pytest.raises(Damaged, match=r"broken\.json"):
@@ -506,7 +719,7 @@ def test_sample_picture_is_a_png_even_without_pictures(store: Store) -> None:
 
 
 def test_pictures_are_small_jpegs_without_colour_loss() -> None:
-    url = pictures.data_url(Image.fromarray(np.full((SIDE, SIDE, 3), pictures.OUTLINE, np.uint8)))
+    url = heat.data_url(Image.fromarray(np.full((SIDE, SIDE, 3), heat.OUTLINE, np.uint8)))
     picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
     assert picture.format == "JPEG"
-    assert np.abs(np.asarray(picture).astype(int) - pictures.OUTLINE).max() <= 4
+    assert np.abs(np.asarray(picture).astype(int) - heat.OUTLINE).max() <= 4

@@ -223,6 +223,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         counts=found.meta["counts"],
         seconds={step: meta["seconds"] for step, meta in metas.items()},
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
+        warnings=store.get(keys["model"]).meta.get("warnings", []),
         fingerprints={
             "data": validated.fingerprint,
             "code": method_code("tasks.evaluate", detector),

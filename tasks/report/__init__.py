@@ -1,37 +1,42 @@
 """report: what was compared, which method is best and what it looks like: HTML pages, CSV and Markdown.
 
-It computes nothing but averages and ranks: every figure comes out of a run record, every picture out of stored outputs.
+It judges nothing anew: every figure comes out of a run record, every interval and comparison out of the replicates that
+evaluation left, every picture out of stored outputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.registry import METHODS
-from storage.errors import StorageError
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.handles import Category
-from tasks.report import export, pictures, tables
+from tasks.report import comparison, costs, evaluation, export, heat, tables, thresholds
+from tasks.report.across import Across, over_categories
+from tasks.report.answer import headline
+from tasks.report.comparison import COMPARED, Contest
 from tasks.report.data import PAGE, Judged, data_report, write_data_page
+from tasks.report.evaluation import Evaluation
 from tasks.report.export import result_table_markdown
 from tasks.report.page import environment, write_whole
-from tasks.report.pictures import Evaluation, Gallery, sample_picture
-from tasks.report.tables import Column, Ranking, Variant, Verdict
-from tasks.validate import findings
+from tasks.report.pictures import Gallery, evidence_scale, read_gallery, sample_picture
+from tasks.report.published import published_speed
+from tasks.report.tables import Ranking
+from tasks.report.thresholds import Promise
+from tasks.report.variants import Column, Variant, column_name
+from tasks.report.verdicts import by_reason, category_view
 
 __all__ = ["Judged", "data_report", "render", "report", "result_table_markdown", "sample_picture", "write_data_page"]
 
 _OPEN_UP_TO = 6
 """With more cells than this they are folded, so that the page stays a page."""
-
-_COUNTS = ("train", "calibration", "test_good", "test_anomalous", "test_unknown", "set_aside", "without_mask")
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,52 @@ class CellView:
     @property
     def threshold(self) -> float | None:
         """The calibrated image score."""
-        return pictures.image_threshold(self.record)
+        return evaluation.image_threshold(self.record)
+
+    @property
+    def deciding(self) -> Promise | None:
+        """The image threshold that decides, and what it did."""
+        return thresholds.deciding(self.record)
+
+    @property
+    def promises(self) -> list[Promise]:
+        """All asked rates, at both levels."""
+        return thresholds.promises(self.record)
+
+    @property
+    def interval_notes(self) -> dict[str, list[str]]:
+        """What is said of intervals -> of which metrics."""
+        notes: dict[str, list[str]] = {}
+        for metric in tables.known_first(self.record.intervals):
+            if note := self.record.intervals[metric].get("note"):
+                notes.setdefault(note, []).append(metric)
+        return notes
+
+    @property
+    def evidence_limit(self) -> float:
+        """Where -log10 p saturates in this cell."""
+        return math.log10(self.gallery.n_held_out + 1)
+
+    @property
+    def evaluation_share(self) -> float | None:
+        """Of its seconds."""
+        return costs.evaluation_share([self.record])
 
 
 @dataclass(frozen=True)
-class CategoryView:
-    """A category's images: how many, and what was set aside."""
+class Compared:
+    """What the replicates of the cells tell of the methods."""
 
-    name: str
-    counts: dict[str, int]
-    verdict: Verdict | None
-    """None: no verdict was stored."""
-    data_differs: bool
-    """Whether its cells were run on different images, which makes their figures not comparable."""
+    answer: str
+    support: list[str]
+    contests: dict[Column, list[Contest]]
+    """By category, where at least two methods were tried."""
+    across: list[Across]
+
+    @property
+    def overview(self) -> list[str]:
+        """The contests in a sentence a metric."""
+        return comparison.overview(self.contests)
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
@@ -71,10 +109,11 @@ def report(store_url: str, out: str, cells: list[str] | None = None, judged: lis
     """
     store = Store(store_url)
     records = [record for record in read_records(store) if cells is None or record.cell in cells]
+    found = compare_methods(store, records)
     pages = {
         "results.csv": export.results_csv(records),
-        "results.md": export.results_markdown(records),
-        "index.html": render(store, records),
+        "results.md": export.results_markdown(records, found.answer, found.support, found.contests),
+        "index.html": render(store, records, found),
     }
     folder = Path(out).absolute()
     write_data_page(store, folder, judged_of(store, records, judged or []))
@@ -95,35 +134,50 @@ def judged_of(store: Store, records: Sequence[RunRecord], given: Sequence[Judged
     return [found[place] for place in sorted(found)]
 
 
-def render(store: Store, records: Sequence[RunRecord]) -> str:
+def compare_methods(store: Store, records: Sequence[RunRecord]) -> Compared:
+    """The answer, and what it rests on: paired comparisons in each category, and ranks over them."""
+    found, kept = tables.ranking(records), comparison.read_kept(store, records)
+    variants = [row.variant for row in found.rows]
+    contests: dict[Column, list[Contest]] = {}
+    for column in found.columns:
+        tried = [one for metric in COMPARED if (one := comparison.contest(variants, column, metric, kept)) is not None]
+        contests |= {column: with_others} if (with_others := [one for one in tried if one.against]) else {}
+    ranks = [over_categories(variants, found.columns, metric) for metric in COMPARED]
+    answer, support = headline(found, comparison.overall(found, kept))
+    return Compared(answer, support, contests, [one for one in ranks if one is not None and len(variants) > 1])
+
+
+def render(store: Store, records: Sequence[RunRecord], compared: Compared | None = None) -> str:
     """The page: HTML that asks nothing of any other place."""
     found = tables.ranking(records)
     templates = environment()
     templates.filters.update(label=_label, when=_when)
-    answer, support = tables.headline(found)
+    scale = evidence_scale(records)
     return templates.get_template("template.html.j2").render(
-        answer=answer,
-        support=support,
+        compared=compared or compare_methods(store, records),
         records=records,
         failed=[record for record in records if record.status == "failed"],
         ranking=found,
-        column_names={column: tables.column_name(column, found.columns) for column in found.columns},
-        by_category={name: tables.per_category(records, name) for name in ("pixel_auroc", "pro", "image_auroc")},
-        cells=_cells(store, records, found),
+        column_names={column: column_name(column, found.columns) for column in found.columns},
+        by_category={name: tables.per_category(records, name) for name in tables.BY_CATEGORY},
+        metric_groups=tables.grouped(found.metrics),
+        cells=_cells(store, records, found, scale),
+        evidence=scale,
         open_cells=len(records) <= _OPEN_UP_TO,
-        categories=[_category(store, records, column, found.columns) for column in found.columns],
-        by_reason=tables.by_reason,
+        categories=[category_view(store, records, column, found.columns) for column in found.columns],
+        by_reason=by_reason,
         data_page=PAGE,
-        steps=tables.steps_of(records),
+        steps=costs.steps_of(records),
+        evaluation_share=costs.evaluation_share(records),
         longest=max((sum(record.seconds.values()) for record in records), default=0.0),
-        speed={r.variant.method: s for r in found.rows if (s := tables.published_speed().get(r.variant.method))},
+        speed={r.variant.method: s for r in found.rows if (s := published_speed().get(r.variant.method))},
         registry=METHODS,
         versions=sorted({f"{name} {version}" for record in records for name, version in record.versions.items()}),
         hardware=sorted({record.hardware for record in records if record.hardware}),
         finished=sorted(record.finished for record in records if record.finished),
-        heat_colours=[f"rgb{colour}" for colour in pictures.HEAT],
-        outline=f"rgb{pictures.OUTLINE}",
-        inspected=pictures.inspected,
+        heat_colours=[f"rgb{colour}" for colour in heat.HEAT],
+        outline=f"rgb{heat.OUTLINE}",
+        inspected=evaluation.inspected,
     )
 
 
@@ -136,7 +190,7 @@ def _when(iso: str) -> str:
     return f"{iso[:10]} {iso[11:16]} UTC" if len(iso) > 16 and iso[10] == "T" else iso
 
 
-def _cells(store: Store, records: Sequence[RunRecord], found: Ranking) -> list[CellView]:
+def _cells(store: Store, records: Sequence[RunRecord], found: Ranking, evidence: heat.Scale | None) -> list[CellView]:
     """Finished cells by category, the best method first."""
     side = _side(len(records))
     views = []
@@ -144,38 +198,12 @@ def _cells(store: Store, records: Sequence[RunRecord], found: Ranking) -> list[C
         for row in found.rows:
             for record in row.variant.cells(column):
                 if record.status == "done":
-                    evaluation = pictures.read_evaluation(store, record)
-                    gallery = pictures.read_gallery(store, record, evaluation.rows, side)
-                    views.append(CellView(record, row.variant, evaluation, gallery))
+                    left = evaluation.read_evaluation(store, record)
+                    gallery = read_gallery(store, record, left.rows, side, evidence)
+                    views.append(CellView(record, row.variant, left, gallery))
     return views
 
 
 def _side(cells: int) -> int:
-    """Pixels of a picture: about 200 kB a cell up to 30 cells, less where there are more."""
+    """Pixels of a picture: about 300 kB a cell up to 30 cells, less where there are more."""
     return 256 if cells <= 30 else 160 if cells <= 100 else 96
-
-
-def _category(store: Store, records: Sequence[RunRecord], column: Column, columns: Sequence[Column]) -> CategoryView:
-    own = [record for record in records if tables.column_of(record) == column]
-    keys = dict.fromkeys(record.keys["verdict"] for record in own if "verdict" in record.keys)
-    verdicts = [found for key in keys if (found := _read_verdict(store, key)) is not None]
-    data = {record.fingerprints["data"] for record in own if record.status == "done" and "data" in record.fingerprints}
-    return CategoryView(
-        name=tables.column_name(column, columns),
-        counts=_in_order(next((record.counts for record in own if record.counts), {})),
-        verdict=tables.merge_verdicts(verdicts) if verdicts else None,
-        data_differs=len(data) > 1,
-    )
-
-
-def _read_verdict(store: Store, key: str) -> tuple[dict[str, Any], list[dict[str, str]]] | None:
-    """Manifest and findings, or None when either is gone."""
-    try:
-        return store.get(key).meta, findings(store, key).to_dict("records")
-    except (StorageError, OSError, KeyError, ValueError):  # Arrow's own errors are ValueErrors
-        return None
-
-
-def _in_order(counts: dict[str, int]) -> dict[str, int]:
-    known = [name for name in _COUNTS if name in counts]
-    return {name: counts[name] for name in known + sorted(counts.keys() - set(_COUNTS))}

@@ -1,47 +1,24 @@
-"""Pictures of a cell: which images to show, the defect's outline, the heat-map; points of the curves and histograms."""
+"""Pictures of a cell: which images to show, the defect's outline, the heat-map, and what its values mean."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import zarr
 from PIL import Image, ImageDraw
 
+from al_models.calibration import HeldOutPixels, log10_p_map
 from storage.errors import StorageError
 from storage.records import RunRecord
 from storage.store import Artifact, Store
+from tasks.report.evaluation import artifact, pixel_threshold, read_evaluation
+from tasks.report.heat import FLAGGED, OUTLINE, Scale, contour, data_url, nearest, overlay, png, rgb, shrunk
 
-# Inferno-like: lightness rises evenly from black to pale yellow, so more anomalous is lighter, also in grey print.
-HEAT = ((0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
-        (249, 201, 50), (252, 255, 164))  # fmt: skip
-OUTLINE = (0, 229, 255)
-"""The annotated defect: a hue the heat colours do not have."""
-FLAGGED = (255, 255, 255)
-"""What the method flags: map above the pixel threshold."""
 _MEDIAN_OVER = 32
-_CURVE_POINTS = 160
-_BINS = 24
-_INSPECTED = 50
-CURVES = {"image_roc": "image ROC", "pixel_roc": "pixel ROC", "pixel_pr": "pixel precision-recall", "pro": "PRO"}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Map values at the two ends of a cell's heat colours; the same for all its pictures."""
-
-    low: float
-    high: float
-    threshold: float | None
-    words: str
-    """Where the two ends come from."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +33,8 @@ class Example:
     """The image, the annotated defect outlined."""
     heat: Image.Image
     """The heat-map over the image."""
+    evidence: Image.Image | None
+    """The same as -log10 p, whose colours mean the same in every cell; None without held-out images."""
     has_outline: bool
 
     @property
@@ -68,6 +47,11 @@ class Example:
         """The heat-map for an `src`."""
         return data_url(self.heat)
 
+    @property
+    def evidence_url(self) -> str | None:
+        """The map of -log10 p for an `src`, or None."""
+        return None if self.evidence is None else data_url(self.evidence)
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -76,59 +60,11 @@ class Gallery:
     examples: list[Example]
     scale: Scale | None
     missing: str | None = None
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Image scores: edges of the bins, and the count in each for every label that occurs."""
-
-    edges: list[float]
-    counts: dict[str, list[int]]
-    highest: int
-    threshold: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` left of a cell, as far as it is there."""
-
-    rows: list[dict[str, Any]]
-    curves: dict[str, list[tuple[float, float]]]
-    histogram: Histogram | None
-    groups: dict[str, dict[str, dict[str, float]]]
-    """`defect_type` and `size` -> group -> metrics."""
-
-
-def artifact(store: Store, record: RunRecord, step: str) -> Artifact | None:
-    """The output of a step of a cell, or None when the cell did not come so far or the output is gone."""
-    key = record.keys.get(step)
-    return None if key is None else store.find(key)
-
-
-def read_evaluation(store: Store, record: RunRecord) -> Evaluation:
-    """Lines, curves and histogram; what is absent is empty."""
-    found = artifact(store, record, "evaluation")
-    if found is None:
-        return Evaluation([], {}, None, {})
-    rows = _rows(store, found)
-    histogram = _histogram(rows, image_threshold(record))
-    return Evaluation(rows, _curves(store, found), histogram, _read_json(store, found, "groups.json"))
-
-
-def image_threshold(record: RunRecord) -> float | None:
-    """The calibrated score above which an image is rejected."""
-    return (record.calibration.get("image") or {}).get("value")
-
-
-def pixel_threshold(record: RunRecord) -> float | None:
-    """The calibrated map value above which a pixel is flagged."""
-    return (record.calibration.get("pixel") or {}).get("value")
-
-
-def inspected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Images of unknown label, the most anomalous first; at most 50."""
-    unknown = [row for row in rows if row["label"] == "unknown" and row["score"] is not None]
-    return sorted(unknown, key=lambda row: -row["score"])[:_INSPECTED]
+    """Why there are no pictures."""
+    n_held_out: int = 0
+    """Held-out images behind the maps of -log10 p."""
+    no_evidence: str | None = None
+    """Why there are no maps of -log10 p."""
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -162,8 +98,20 @@ def _spread(
     return [(role, ordered[place]) for role, place in sorted(chosen, key=lambda pair: pair[1])]
 
 
-def read_gallery(store: Store, record: RunRecord, rows: Sequence[dict[str, Any]], side: int = 256) -> Gallery:
-    """Pictures of a cell, at most `side` pixels wide; a damaged or absent output is a sentence, never an error."""
+def evidence_scale(records: Sequence[RunRecord]) -> Scale | None:
+    """From 0 to log10(n + 1), n: the most held-out images of any cell; None when no cell has any."""
+    held_out = [(record.calibration.get("pixel") or {}).get("n") or 0 for record in records]
+    most = max(held_out, default=0)
+    return Scale(0.0, math.log10(most + 1), None, f"log10({most} + 1)") if most else None
+
+
+def read_gallery(
+    store: Store, record: RunRecord, rows: Sequence[dict[str, Any]], side: int = 256, evidence: Scale | None = None
+) -> Gallery:
+    """Pictures of a cell, at most `side` pixels wide; a damaged or absent output is a sentence, never an error.
+
+    `evidence`: colours of the maps of -log10 p; without it there are none.
+    """
     try:
         images = _open(store, artifact(store, record, "images"), "images")
         maps = _open(store, artifact(store, record, "maps"), "maps")
@@ -173,14 +121,30 @@ def read_gallery(store: Store, record: RunRecord, rows: Sequence[dict[str, Any]]
             return Gallery([], None, f"No pictures: this cell left no {', no '.join(absent)}.")
         rows = [row for row in rows if row["id"] in images.position and row["id"] in maps.position]
         scale = _scale(maps, rows, pixel_threshold(record))
+        held_out, problem = (None, None) if evidence is None else _held_out(store, record)
+        draw = _Drawing(scale, side, evidence, held_out)
         examples = [
-            _example(role, row, images.of(row["id"]), maps.of(row["id"]), _mask(masks, row["id"]), scale, side)
+            draw.example(role, row, images.of(row["id"]), maps.of(row["id"]), _mask(masks, row["id"]))
             for role, row in choose(rows)
         ]
-        return Gallery(examples, scale, None if examples else "No pictures: no image was predicted.")
+        missing = None if examples else "No pictures: no image was predicted."
+        return Gallery(examples, scale, missing, len(held_out.ids) if held_out else 0, problem)
     # zarr's codecs raise RuntimeError for bytes that do not decompress
     except (StorageError, OSError, KeyError, ValueError, RuntimeError) as error:
         return Gallery([], None, f"No pictures: the stored outputs could not be read ({error}).")
+
+
+def _held_out(store: Store, record: RunRecord) -> tuple[HeldOutPixels | None, str | None]:
+    """The map values of the cell's held-out images, or why there are none."""
+    from tasks.calibrate import held_out_pixels  # loads torch, which the data page can do without
+
+    if "calibration" not in record.keys:
+        return None, "this cell left no calibration"
+    try:
+        found = held_out_pixels(store, record.keys["calibration"])
+    except (StorageError, OSError, LookupError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        return None, f"the calibration could not be read ({error})"
+    return (found, None) if found.ids else (None, "no good image was held out")
 
 
 @dataclass(frozen=True)
@@ -208,26 +172,43 @@ def _mask(masks: _Stack | None, image_id: str) -> np.ndarray | None:
     return None if masks is None or image_id not in masks.position else masks.of(image_id)
 
 
-def _example(
-    role: str,
-    row: dict[str, Any],
-    pixels: np.ndarray,
-    values: np.ndarray,
-    mask: np.ndarray | None,
-    scale: Scale,
-    side: int,
-) -> Example:
-    height, width = pixels.shape[:2]
-    values = np.asarray(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-    inside = None if mask is None or not mask.any() else _nearest(mask, (width, height))
-    thickness = max(1, math.ceil(1.5 * max(height, width) / side))
-    picture, heat = _rgb(pixels), overlay(pixels, values, scale)
-    if scale.threshold is not None:
-        heat[contour(values > scale.threshold, max(1, thickness // 2))] = FLAGGED
-    if inside is not None:
-        picture[contour(inside, thickness)] = OUTLINE
-        heat[contour(inside, thickness)] = OUTLINE
-    return Example(role, row, _shrunk(picture, side), _shrunk(heat, side), inside is not None)
+@dataclass(frozen=True)
+class _Drawing:
+    """What the pictures of a cell have in common."""
+
+    scale: Scale
+    side: int
+    evidence: Scale | None
+    held_out: HeldOutPixels | None
+
+    def example(
+        self, role: str, row: dict[str, Any], pixels: np.ndarray, values: np.ndarray, mask: np.ndarray | None
+    ) -> Example:
+        """The pictures of one image: uint8 (h, w, c), map and mask of any size."""
+        height, width = pixels.shape[:2]
+        inside = None if mask is None or not mask.any() else nearest(mask, (width, height))
+        thickness = max(1, math.ceil(1.5 * max(height, width) / self.side))
+        resized = _resized(values, (width, height))
+        picture, heat, evidence = rgb(pixels), overlay(pixels, resized, self.scale), self._evidence(pixels, values)
+        if self.scale.threshold is not None:
+            heat[contour(resized > self.scale.threshold, max(1, thickness // 2))] = FLAGGED
+        drawn = [one for one in (picture, heat, evidence) if one is not None]
+        if inside is not None:
+            for one in drawn:
+                one[contour(inside, thickness)] = OUTLINE
+        small = [shrunk(one, self.side) for one in drawn]
+        return Example(role, row, small[0], small[1], small[2] if evidence is not None else None, inside is not None)
+
+    def _evidence(self, pixels: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+        """The map as -log10 p over the image; at the map's own size, in which the held-out values were counted."""
+        if self.evidence is None or self.held_out is None:
+            return None
+        found = log10_p_map(values, self.held_out, "image")
+        return overlay(pixels, _resized(found, (pixels.shape[1], pixels.shape[0])), self.evidence)
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
 
 
 def _scale(maps: _Stack, rows: Sequence[dict[str, Any]], threshold: float | None) -> Scale:
@@ -249,64 +230,13 @@ def _scale(maps: _Stack, rows: Sequence[dict[str, Any]], threshold: float | None
     return Scale(low, high, threshold, words)
 
 
-def heat_colours(strength: np.ndarray) -> np.ndarray:
-    """Colours of 0..1: (h, w) -> float32 (h, w, 3) in 0..255."""
-    anchors = np.linspace(0.0, 1.0, len(HEAT))
-    channels = [np.interp(strength, anchors, [colour[c] for colour in HEAT]) for c in range(3)]
-    return np.stack(channels, axis=-1).astype(np.float32)  # (h, w, 3)
-
-
-def overlay(pixels: np.ndarray, values: np.ndarray, scale: Scale) -> np.ndarray:
-    """The heat-map over the grey image: uint8 (h, w, c), float (h, w) -> uint8 (h, w, 3).
-
-    The part stays visible: the colours cover it by half where nothing is wrong and by three quarters at most.
-    """
-    strength = np.clip((values - scale.low) / (scale.high - scale.low), 0.0, 1.0)  # (h, w)
-    grey = _rgb(pixels).mean(axis=-1, keepdims=True)  # (h, w, 1)
-    cover = 0.5 + 0.25 * strength[..., None]
-    return np.rint((1 - cover) * grey + cover * heat_colours(strength)).astype(np.uint8)
-
-
-def contour(mask: np.ndarray, thickness: int) -> np.ndarray:
-    """Pixels just outside a mask, so that the line hides nothing of the defect: bool (h, w)."""
-    inside = mask.astype(bool)
-    grown = inside
-    for _ in range(thickness):
-        padded = np.pad(grown, 1)
-        grown = grown | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return grown & ~inside
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels.copy()
-
-
-def _nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    resized = Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(resized).astype(bool)
-
-
-def _shrunk(pixels: np.ndarray, side: int) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    if max(picture.size) > side:
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return picture
-
-
-def data_url(picture: Image.Image, quality: int = 80) -> str:
-    """A picture as a JPEG inside the page; colour is not subsampled, which would blur the thin lines."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def sample_picture(store: Store, record: RunRecord) -> bytes:
     """PNG of a cell's examples side by side, images above and heat-maps below, or of a sentence when there are none."""
     gallery = read_gallery(store, record, read_evaluation(store, record).rows)
     if not gallery.examples:
         strip = Image.new("RGB", (640, 40), "white")
         ImageDraw.Draw(strip).text((8, 12), gallery.missing or "No image to show.", fill="black")
-        return _png(strip)
+        return png(strip)
     width = max(max(example.picture.size) for example in gallery.examples)
     label, gap = 34, 6
     strip = Image.new("RGB", (len(gallery.examples) * (width + gap) - gap, 2 * width + gap + label), "white")
@@ -318,61 +248,4 @@ def sample_picture(store: Store, record: RunRecord) -> bytes:
         draw.text((left + 2, 17), words, fill="black")
         strip.paste(example.picture, (left, label))
         strip.paste(example.heat, (left, label + width + gap))
-    return _png(strip)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _rows(store: Store, found: Artifact) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(io.BytesIO(store.read_bytes(f"{found.folder}/images.parquet")))
-    except StorageError:
-        return []
-    return [{name: _none_if_nan(value) for name, value in row.items()} for row in table.to_pylist()]
-
-
-def _none_if_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _curves(store: Store, found: Artifact) -> dict[str, list[tuple[float, float]]]:
-    given = _read_json(store, found, "curves.json")
-    return {name: _thinned(given[name]["x"], given[name]["y"]) for name in CURVES if given.get(name, {}).get("x")}
-
-
-def _read_json(store: Store, found: Artifact, name: str) -> dict[str, Any]:
-    """Empty when it is not there."""
-    try:
-        read: dict[str, Any] = json.loads(store.read_bytes(f"{found.folder}/{name}"))
-    except StorageError:
-        return {}
-    return read
-
-
-def _thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """Few points, evenly along the line's length, so that steep and flat parts are drawn equally well."""
-    points = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)], axis=1)  # (n, 2)
-    length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    wanted = np.searchsorted(length, np.linspace(0.0, length[-1], _CURVE_POINTS))
-    kept = np.unique(np.concatenate([[0], np.minimum(wanted, len(points) - 1), [len(points) - 1]]))
-    return [(round(a, 4), round(b, 4)) for a, b in points[kept].tolist()]
-
-
-def _histogram(rows: Sequence[dict[str, Any]], threshold: float | None) -> Histogram | None:
-    scores = {
-        label: [row["score"] for row in rows if row["label"] == label and row["score"] is not None]
-        for label in ("good", "anomalous", "unknown")
-    }
-    every = [score for values in scores.values() for score in values]
-    if not every:
-        return None
-    low, high = min(every), max(every)
-    if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
-    edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
-    counts = {label: np.histogram(values, edges)[0].tolist() for label, values in scores.items() if values}
-    return Histogram(edges.tolist(), counts, max(max(c) for c in counts.values()), threshold)
+    return png(strip)

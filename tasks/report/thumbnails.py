@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from storage.errors import StorageError
 from storage.store import Store
-from tasks.report.pictures import OUTLINE, data_url
+from tasks.report.heat import OUTLINE, data_url
 
 _QUALITY = 72
 
