@@ -23,10 +23,11 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import special, stats
+from scipy import ndimage, special, stats
 
 from al_models.errors import InvalidInput, unknown
 from al_models.metrics.keys import HIGHEST, LOWEST, N_KEYS, keys_of
+from al_models.metrics.regions import EIGHT_CONNECTED
 
 CONFIDENCE = 0.95
 RATES = (0.005, 0.01, 0.05)
@@ -261,6 +262,14 @@ def _map_keys(map: np.ndarray) -> np.ndarray:
             "that made it"
         )
     return keys
+
+
+def false_alarms(map: np.ndarray, promised: float) -> int:
+    """8-connected regions of a good image's map of -log10 NFA [h, w] where the number of false alarms is at most
+    `promised`, above 0; their mean over good images is to be compared with it."""
+    if not promised > 0:
+        raise InvalidInput(f"{promised} false alarms an image were promised; give a number above 0, such as 1")
+    return int(ndimage.label(np.asarray(map) >= -math.log10(promised), EIGHT_CONNECTED)[1])
 
 
 # --- shared ---

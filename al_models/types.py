@@ -132,5 +132,7 @@ class Traits:
     """Compares positions, so the part must lie in the same place in every image."""
     uses_synthetic_defects: bool = False
     """Learns from `parts/defects.py`."""
+    promises_false_alarms: bool = False
+    """Its maps are -log10 of a number of false alarms an image."""
     incremental: bool = False
     """More good images can be added to a fitted model."""

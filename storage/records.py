@@ -34,7 +34,8 @@ class RunRecord:
     of an absent metric, a note why."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """Thresholds that decide (`image`, `pixel`), what they did (`realised`); the same for each of `rates`, asked and
-    realised false-reject rates with their intervals, and the miss rate."""
+    realised false-reject rates with their intervals, and the miss rate; `false_alarms` promised and seen, of methods
+    that promise them."""
     warnings: list[str] = field(default_factory=list)
     """What speaks against this method on these images, in sentences."""
     counts: dict[str, int] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from al_models.calibration import (
     conformal_threshold,
     conformal_thresholds,
     expected_rate,
+    false_alarms,
     images_needed,
     log10_p_map,
     missed,
@@ -350,3 +351,12 @@ def test_an_unknown_kind_of_p_value_names_the_known():
         log10_p_map(np.zeros((2, 2)), HeldOutPixels(), per="pixels")
     with pytest.raises(UnknownName, match="image"):
         pixel_p_values(np.zeros((2, 2)), HeldOutPixels(), per="imag")
+
+
+def test_false_alarms_are_the_regions_at_the_promised_nfa():
+    map = np.full((8, 8), -9.0)
+    map[1, 1] = map[2, 2] = 2.0  # they touch: one region
+    map[5:7, 5] = 0.0
+    assert [false_alarms(map, promised) for promised in (0.001, 0.01, 1, 10)] == [0, 1, 2, 2]
+    with pytest.raises(InvalidInput, match="above 0"):
+        false_alarms(map, 0.0)

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from al_models.checks import check_detector
-from al_models.embedding.contrario import Contrario, _Pooled, alarms, image_moments, log10_chi2_tail
+from al_models.embedding.contrario import Contrario, _Pooled, image_moments, log10_chi2_tail
 from al_models.errors import InvalidInput, UnknownName
 from al_models.types import ImageBatch, ImageSource, Runtime
 
@@ -177,15 +177,6 @@ def test_dead_and_duplicate_channels_and_one_image_are_no_trouble(tail: str) -> 
     maps = own.predict(FeatureSource({2: bad})).maps
     assert np.unravel_index(maps[0].argmax(), maps[0].shape) in {(4, 4), (3, 3), (3, 4), (3, 5), (4, 3), (4, 5), (5, 4)}
     assert maps.max() < 65504
-
-
-def test_alarms_counts_regions_at_the_promised_nfa() -> None:
-    maps = np.full((2, 8, 8), -3.0)
-    maps[0, 1:3, 1:3] = maps[0, 3, 3] = 0.5  # touching at a corner: one region
-    maps[0, 6, 6] = 2.5
-    np.testing.assert_array_equal(alarms(maps), [2, 0])
-    np.testing.assert_array_equal(alarms(maps, promised=0.01), [1, 0])
-    np.testing.assert_array_equal(alarms(maps, promised=1000), [1, 1])
 
 
 def test_fitting_with_the_other_tail_forgets_the_first() -> None:

@@ -49,6 +49,7 @@ class Bench:
     store: Store
     held_out: int = ENOUGH
     dataset: str = "mvtec_ad"
+    method: str = "padim"
     good: str = "good"
     """Folder of the good images within `train` and `validation`."""
 
@@ -79,7 +80,7 @@ class Bench:
         ids = [f"held-out-{i}" for i in range(self.held_out)]
         calibration = self._output("calibrations", lambda d: {"ids": ids, "scores": values, "map_maxima": values})
         maps = self._output("maps", lambda draft: self._predict(draft, validated, map_of))
-        cell = Cell(self.dataset, "part", "padim", {"image_size": SIDE}, false_reject_rate=rate)
+        cell = Cell(self.dataset, "part", self.method, {"image_size": SIDE}, false_reject_rate=rate)
         return evaluate.fn(cell, validated, None, model, calibration, maps)
 
     def _output(self, step: str, work: Callable[[Draft], dict[str, Any]]) -> str:
@@ -296,6 +297,17 @@ def test_labelled_defects_report_what_is_missed_and_move_no_threshold(bench: Ben
     more = other.judge(lambda sample: constant(sample) / 5).calibration["rates"]
     assert [rate["image"]["value"] for rate in more] == [rate["image"]["value"] for rate in without]
     assert (without[-1]["image"]["miss_rate"], more[-1]["image"]["miss_rate"]) == (0.0, 1.0)
+
+
+def test_false_alarms_seen_stand_beside_those_promised(bench: Bench, tmp_path: Path) -> None:
+    fill(bench, good=2, dents=1)
+    assert bench.judge(corner).calibration["false_alarms"] == []  # padim promises none
+    bench = Bench(bench.root, Store(f"{bench.store.url}-other"), method="contrario")
+    record = bench.judge(lambda sample: corner(sample) + 0.5 * (sample.label == "good"))  # 0.55: an NFA of 0.28
+    expected = [{"promised": p, "seen": seen, "images": 2} for p, seen in ((1.0, 1.0), (0.1, 0.0), (0.01, 0.0))]
+    assert record.calibration["false_alarms"] == expected
+    page = Path(report.fn(bench.store.url, str(tmp_path / "report"))).read_text()
+    assert "seen in the 2 good test images: 1 promised, 1.00 seen; 0.1 promised, 0.00 seen" in " ".join(page.split())
 
 
 # how certain it is

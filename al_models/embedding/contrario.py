@@ -7,14 +7,14 @@ the probability p that good material looks as rare, times the number of tests ma
 Alarms NFA. Over all layers and block sizes the smallest NFA counts; the map is -log10 NFA and the score its maximum.
 
 What the map promises: a good image holds on average at most e blocks with -log10 NFA >= -log10 e, whatever e. A pixel
-of the map is an average of blocks around it, so at most a share e of good images reaches that value anywhere; `alarms`
-counts what was seen. The promise is as good as p. The papers' law, `tail="chi2"`, is that whitened features are
-Gaussian and their distances chi-square. Deep features have heavier tails: where 1 position an image was promised, 6 and
-11 were seen at the finest layers of `grid`, 88 and 40 of MT Defect. So by default p is the share of blocks of the good
-training images that are as rare, continued beyond their rarest 1 % by an exponential, which chi-square tails approach
-too (excesses over a high threshold: Balkema and de Haan 1974, Pickands 1975): for 1 promised, 0.1 to 1.7 were seen in
-each layer and size on held-out good images of both. It supposes that new good images come from where the training
-images came from, and extrapolates where p is below one block of the training set.
+of the map is an average of blocks around it, so at most a share e of good images reaches that value anywhere; the
+evaluation counts what was seen. The promise is as good as p. The papers' law, `tail="chi2"`, is that whitened features
+are Gaussian and their distances chi-square. Deep features have heavier tails: where 1 position an image was promised, 6
+and 11 were seen at the finest layers of `grid`, 88 and 40 of MT Defect. So by default p is the share of blocks of the
+good training images that are as rare, continued beyond their rarest 1 % by an exponential, which chi-square tails
+approach too (excesses over a high threshold: Balkema and de Haan 1974, Pickands 1975): for 1 promised, 0.1 to 1.7 were
+seen in each layer and size on held-out good images of both. It supposes that new good images come from where the
+training images came from, and extrapolates where p is below one block of the training set.
 
 Differs from the papers: they learn from nothing but the image itself; here its mean and covariance are mixed with those
 of the good images, since a large or low-contrast anomaly explains itself (MT Defect: image AUROC 83 instead of 74; on
@@ -35,9 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-from scipy.ndimage import label
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,15 +49,6 @@ TAILS = ("empirical", "chi2")
 _BINS, _LOWEST, _HIGHEST = 8192, 1e-4, 1e6  # of the histogram of statistics: each bin is 0.3 % wide
 _FLATTEST = 1e-6  # components with less than this share of the largest variance are noise of half precision
 _LN10 = math.log(10)
-
-
-def alarms(maps: np.ndarray, promised: float = 1.0) -> np.ndarray:
-    """Alarms seen in each map of -log10 NFA, int (n,): 8-connected regions where the NFA is at most `promised`.
-
-    Their mean over good images is to be compared with `promised`, the false alarms an image that the map allows.
-    """
-    touching = np.ones((3, 3), bool)
-    return np.array([label(values >= -math.log10(promised), touching)[1] for values in maps])
 
 
 def log10_chi2_tail(x: Tensor, dof: float) -> Tensor:
@@ -105,7 +94,7 @@ class _Pooled:
 class Contrario(Detector):
     """The number of false alarms of the rarest block around each pixel."""
 
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(promises_false_alarms=True)
     quick: ClassVar[Mapping[str, object]] = {"layers": (2, 3)}
 
     backbone: str = "tf_efficientnet_lite0"

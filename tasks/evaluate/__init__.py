@@ -19,12 +19,13 @@ from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import p_values
 from al_models.metrics import PixelCounts, aupimo, image_metrics
+from al_models.registry import detector_class
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
 from tasks.compute import detector_of
 from tasks.evaluate.pixels import CountedPixels, boundaries_at, count_pixels
-from tasks.evaluate.thresholds import Scored, asked_rates, kept_promises
+from tasks.evaluate.thresholds import PROMISED_ALARMS, Scored, alarms_of, asked_rates, kept_promises
 from tasks.evaluate.truth import Truths
 from tasks.evaluate.uncertainty import intervals_of, replicates_of, write_replicates
 from tasks.fit import method_code
@@ -77,7 +78,8 @@ def _evaluate(
     held_out, predicted = store.get(calibration).meta, store.get(maps)
     scores = _scores(store, predicted, samples)
     truths = Truths(store, validated)
-    counted = count_pixels(store, truths, predicted, samples, draft)
+    promised = PROMISED_ALARMS if detector_class(cell.method).traits.promises_false_alarms else ()
+    counted = count_pixels(store, truths, predicted, samples, promised, draft)
 
     labels = np.array([sample.label == "anomalous" for sample in samples], dtype=bool)
     judged = np.array([sample.is_labelled for sample in samples], dtype=bool)
@@ -111,7 +113,7 @@ def _evaluate(
         "ids": [sample.id for sample in samples],
         "metrics": metrics,
         "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
-        "calibration": {**_deciding(decides), "rates": promises},
+        "calibration": {**_deciding(decides), "rates": promises, "false_alarms": alarms_of(counted.alarms)},
         "counts": _counts(validated, samples, len(held_out["ids"])),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

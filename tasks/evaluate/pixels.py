@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from al_models.calibration import false_alarms
 from al_models.metrics import ImageCounts, PixelCounts, boundary_f
 from al_models.parts.images import resize
 from storage.samples import Sample
@@ -29,33 +30,43 @@ class CountedPixels:
     """The same by image, for the bootstrap: at most 0.4 MB an image, 15 kB as seen with maps of 256 x 256."""
     maxima: np.ndarray
     """float64 [n]: the largest value of each map, also where the truth is unknown."""
+    alarms: dict[float, list[int]]
+    """False alarms promised an image -> those seen in each good image; empty where the method promises none."""
 
 
 def count_pixels(
-    store: Store, truths: Truths, predicted: Artifact, samples: Sequence[Sample], draft: Draft
+    store: Store,
+    truths: Truths,
+    predicted: Artifact,
+    samples: Sequence[Sample],
+    promised: Sequence[float],
+    draft: Draft,
 ) -> CountedPixels:
     """One pass over maps and masks; leaves the masks, at the maps' size, in `masks` of the draft for the report."""
-    counts, images, maxima = PixelCounts(), [], np.zeros(len(samples))
+    found = CountedPixels(PixelCounts(), [], np.zeros(len(samples)), {rate: [] for rate in promised})
     if not samples:
-        return CountedPixels(counts, images, maxima)
+        return found
     maps = zarr.open_array(store.zarr_store(f"{predicted.folder}/maps"), mode="r")
     masks = np.zeros(maps.shape, dtype=np.uint8)  # (n, h, w)
     for row, (sample, scored) in enumerate(_with_maps(samples, maps)):
-        maxima[row] = scored.max()
+        found.maxima[row] = scored.max()
+        if sample.label == "good":
+            for rate, seen in found.alarms.items():
+                seen.append(false_alarms(scored, rate))
         truth = truths.of(sample)
         if truth is None:
-            counts.exclude(sample.id)
+            found.counts.exclude(sample.id)
             continue
         if truth.mask is not None:
             masks[row] = resize(truth.mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
-        images.append(counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type))
+        found.images.append(found.counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type))
     zarr.create_array(
         store=store.zarr_store(f"{draft.folder}/masks"),
         data=masks,
         chunks=maps.chunks,
         compressors=ZstdCodec(level=1),
     )
-    return CountedPixels(counts, images, maxima)
+    return found
 
 
 def boundaries_at(

@@ -10,6 +10,9 @@ import numpy as np
 
 from al_models.calibration import RATES, Threshold, conformal_thresholds, expected_rate, realised
 
+PROMISED_ALARMS = (1.0, 0.1, 0.01)
+"""False alarms an image at which a method that promises them is held to its word."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -46,6 +49,11 @@ def kept_promises(
         }
         for one, two in zip(by_score, by_pixel, strict=True)
     ]
+
+
+def alarms_of(alarms: Mapping[float, Sequence[int]]) -> list[dict[str, float]]:
+    """For each promised number of false alarms an image: the mean `seen`, and in how many good `images`."""
+    return [{"promised": p, "seen": float(np.mean(n)), "images": len(n)} for p, n in alarms.items() if n]
 
 
 def _promise(threshold: Threshold, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
