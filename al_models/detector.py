@@ -97,6 +97,10 @@ class Detector(ABC):
             raise NotFitted(f"{type(self).__name__} has nothing learned to save: call fit first")
         return {name: _plain(getattr(self, name)) for name in self.state_names()}
 
+    def facts(self) -> dict[str, float]:
+        """Figures about what was learned that a reader of a record should know; none unless a method has some."""
+        return {}
+
     def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
         """Take back what `state` gave."""
         import torch

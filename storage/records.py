@@ -36,6 +36,8 @@ class RunRecord:
     """Thresholds that decide (`image`, `pixel`), what they did (`realised`); the same for each of `rates`, asked and
     realised false-reject rates with their intervals, and the miss rate; `false_alarms` promised and seen, of methods
     that promise them."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """Figures about what was learned, such as the size of a memory and the recall of its index."""
     warnings: list[str] = field(default_factory=list)
     """What speaks against this method on these images, in sentences."""
     counts: dict[str, int] = field(default_factory=dict)

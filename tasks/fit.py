@@ -98,7 +98,7 @@ def _fit(
     for warning in warnings:
         logger.warning("%s: %s", cell.name, warning)
     learned = {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
-    return {**learned, "warnings": warnings}
+    return {**learned, "facts": detector.facts(), "warnings": warnings}
 
 
 def _doubts(detector: Detector, validated: Validated, ids: list[str]) -> list[str]:

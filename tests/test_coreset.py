@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from al_models.embedding import patchcore
+from al_models.embedding.patchcore import Patchcore
 from al_models.errors import InvalidInput
 from al_models.parts import coreset
 from al_models.parts.coreset import greedy_coreset
+from al_models.parts.patches import patch_vectors
+from al_models.types import ImageBatch, ImageSource
 
 
 def plain_greedy(points, count, first=0):
@@ -138,3 +144,47 @@ def test_progress_ends_with_all(block):
 def test_a_count_that_cannot_be_is_refused(count):
     with pytest.raises(InvalidInput, match="1 to 10"):
         greedy_coreset(random_points(10), count)
+
+
+class Features(ImageSource):
+    """Random features of two layers."""
+
+    def __init__(self, n):
+        self.ids, self.batch_size = tuple(str(i) for i in range(n)), 3
+        rng = np.random.default_rng(0)
+        self.layers = {i: torch.from_numpy(rng.standard_normal((n, 4, s, s))).half() for i, s in ((1, 6), (2, 3))}
+
+    def read(self, rows):
+        return ImageBatch(tuple(self.ids[r] for r in rows), None, {i: x[list(rows)] for i, x in self.layers.items()})
+
+
+def test_patches_beyond_the_memory_allowed_lie_in_a_file_in_half_precision():
+    inside = patch_vectors(Features(7), (1, 2), pool=3, device="cpu")
+    outside = patch_vectors(Features(7), (1, 2), pool=3, device="cpu", in_memory=4 * inside.numel() - 1)
+    assert (inside.dtype, outside.dtype, outside.shape) == (torch.float32, torch.float16, (7 * 36, 8))
+    assert torch.equal(outside, inside.half())
+    assert torch.equal(greedy_coreset(outside, 40), greedy_coreset(outside.float(), 40))
+    del inside
+    assert outside.isfinite().all()  # the file lives as long as its tensor
+
+
+def test_patchcore_learns_from_a_file_what_it_learns_in_memory(monkeypatch):
+    settings = {"layers": (1, 2), "image_size": 24, "coreset_ratio": 0.2, "projection": 5}
+    inside = Patchcore(**settings).fit(Features(7))
+    monkeypatch.setattr(patchcore, "patch_vectors", partial(patch_vectors, in_memory=0))
+    outside = Patchcore(**settings).fit(Features(7))
+    assert outside.bank_.dtype == torch.float32
+    torch.testing.assert_close(outside.bank_, inside.bank_, rtol=1e-3, atol=1e-3)
+
+
+def test_patchcore_with_an_index_says_how_often_it_finds_the_nearest():
+    settings = {"layers": (1, 2), "image_size": 24, "coreset_ratio": 1.0}
+    exact, fast = Patchcore(**settings).fit(Features(7)), Patchcore(**settings, index="IVF4,Flat").fit(Features(7))
+    assert exact.facts() == {"bank": 252.0}
+    assert fast.facts()["bank"] == 252
+    assert 0.3 < fast.facts()["index_recall"] <= 1
+    again = Patchcore(**settings, index="IVF4,Flat").load_state(fast.state())
+    assert again.facts() == fast.facts()
+    expected, found = exact.predict(Features(7)), fast.predict(Features(7))
+    assert (found.maps >= expected.maps - 1e-5).all()  # what is found is never nearer than the nearest
+    np.testing.assert_array_equal(again.predict(Features(7)).maps, found.maps)

@@ -7,7 +7,7 @@ import torch
 
 from al_models.errors import InvalidInput
 from al_models.parts import neighbors
-from al_models.parts.neighbors import nearest
+from al_models.parts.neighbors import ApproximateIndex, nearest
 
 
 def cloud(n, d, seed, offset=0.0):
@@ -58,3 +58,29 @@ def test_no_query_has_no_neighbour():
 def test_more_neighbours_than_the_bank_holds_are_refused(k):
     with pytest.raises(InvalidInput, match="1 to 5"):
         nearest(cloud(2, 4, seed=6), cloud(5, 4, seed=7), k)
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16", "IVF8,PQ4x4"])
+def test_an_approximate_index_gives_true_distances_to_the_rows_it_finds(factory):
+    bank, queries = cloud(600, 8, seed=8, offset=3.0), cloud(50, 8, seed=9, offset=3.0)
+    index = ApproximateIndex(bank, factory)
+    distances, rows = index.nearest(queries, 3)
+    torch.testing.assert_close(distances, (queries[:, None] - bank[rows]).norm(dim=2), rtol=1e-5, atol=1e-6)
+    assert (distances.diff(dim=1) >= 0).all()
+    best, _ = nearest(queries, bank)
+    found = float((distances[:, :1] <= best * (1 + 1e-6)).float().mean())
+    assert index.recall(queries) >= 0.2
+    assert found >= index.recall(queries)  # three guesses against one
+    again = ApproximateIndex(bank, factory).nearest(queries, 3)
+    assert torch.equal(again[1], rows)
+
+
+def test_an_exact_index_has_full_recall():
+    bank = cloud(300, 8, seed=10)
+    assert ApproximateIndex(bank, "Flat").recall(cloud(40, 8, seed=11)) == 1.0
+
+
+@pytest.mark.parametrize("factory", ["nonsense", "IVF1000,Flat", "PQ3"])
+def test_an_index_that_cannot_be_is_refused_with_a_way_out(factory):
+    with pytest.raises(InvalidInput, match="factory string such as"):
+        ApproximateIndex(cloud(100, 8, seed=12), factory)

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +26,12 @@ from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.parts.coreset import greedy_coreset
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.neighbors import nearest
+from al_models.parts.neighbors import ApproximateIndex, nearest
 from al_models.parts.patches import as_vectors, on_device, patch_vectors, stack_layers
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+_PROJECTED_AT_ONCE = 2**16
+_RECALL_QUERIES = 4096
 
 
 @dataclass(kw_only=True)
@@ -47,7 +52,11 @@ class Patchcore(Detector):
     """Dimensions of the random projection that the coreset is chosen in; the paper uses 128 of 1024."""
     neighbours: int = 9
     """b of eq. 7: neighbours that weigh the image's score."""
+    index: str | None = None
+    """faiss factory string of an approximate index, such as "IVF256,Flat"; None searches the whole bank exactly."""
     sigma: float = SIGMA
+
+    _index = None  # follows from the bank; made at the first prediction
 
     def feature_spec(self) -> FeatureSpec:
         """The middle layers."""
@@ -66,7 +75,16 @@ class Patchcore(Detector):
             first=first,
             progress=lambda done, of: runtime.progress("fit patchcore: coreset", done, of),
         )
-        self.bank_ = patches[rows.to(patches.device)]  # (m, c)
+        self.bank_ = patches[rows.to(patches.device)].float().to(runtime.device)  # (m, c)
+        self._index = None
+        if self.index is not None:
+            sample = torch.randperm(len(patches), generator=generator)[:_RECALL_QUERIES]
+            self.recall_ = torch.tensor(self._approximate(self.index).recall(patches[sample.to(patches.device)]))
+
+    def facts(self) -> dict[str, float]:
+        """Patches in the bank; and with an index its recall, measured on training patches."""
+        recall = {"index_recall": float(self.recall_)} if self.index is not None else {}
+        return {"bank": float(len(self.bank_)), **recall}
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         self.bank_ = self.bank_.to(runtime.device)
@@ -75,7 +93,8 @@ class Patchcore(Detector):
         )  # (n, c, h, w)
         n, (h, w) = len(batch), stacked.shape[2:]
         patches = as_vectors(stacked)
-        distances, rows = (found.view(n, h * w) for found in nearest(patches, self.bank_))
+        search = partial(nearest, bank=self.bank_) if self.index is None else self._approximate(self.index).nearest
+        distances, rows = (found.view(n, h * w) for found in search(patches))
         scores = self._image_scores(patches.view(n, h * w, -1), distances, rows)
         maps = to_maps(distances.view(n, h, w), self.image_size, self.sigma)
         return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
@@ -88,9 +107,20 @@ class Patchcore(Detector):
         spread = (patches[images, at][:, None] - self.bank_[around]).norm(dim=2)  # (n, b)
         return score * (1 - torch.softmax(spread, dim=1)[:, 0]) if spread.shape[1] > 1 else score
 
+    def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take back what `state` gave."""
+        self._index = None
+        return super().load_state(state)
+
+    def _approximate(self, factory: str) -> ApproximateIndex:
+        if self._index is None:
+            self._index = ApproximateIndex(self.bank_, factory)
+        return self._index
+
     def _projected(self, patches: Tensor, generator: torch.Generator) -> Tensor:
         """Johnson-Lindenstrauss projection, if asked for."""
         if self.projection is None or self.projection >= patches.shape[1]:
             return patches
         matrix = torch.randn(patches.shape[1], self.projection, generator=generator) / self.projection**0.5
-        return patches @ matrix.to(patches.device)
+        matrix = matrix.to(patches.device)
+        return torch.cat([part.float() @ matrix for part in patches.split(_PROJECTED_AT_ONCE)])

@@ -28,9 +28,10 @@ def greedy_coreset(
     first: int = 0,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
-    """Rows of `count` centres, in the order chosen: float32 (n, d) -> int64 (count,).
+    """Rows of `count` centres, in the order chosen: float32 or float16 (n, d) -> int64 (count,).
 
-    Starts at row `first`. Raises InvalidInput when count is not in 1..n.
+    Starts at row `first`. Points may lie in a file (a tensor over `numpy.memmap`): in memory are, at a time, the
+    centres, a block of points and a few numbers a point. Raises InvalidInput when count is not in 1..n.
     """
     n = len(points)
     if not 1 <= count <= n:
@@ -48,10 +49,10 @@ class _Lazy:
 
     def __init__(self, points: Tensor, count: int) -> None:
         self.points, self.count = points, count
-        self.norms = points.square().sum(1)  # (n,)
+        self.norms = torch.cat([_precise(part).square().sum(1) for part in points.split(_BLOCK)])  # (n,)
         self.bounds = torch.full_like(self.norms, torch.inf)
         self.known = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-        self.centres = points.new_empty(count, points.shape[1])
+        self.centres = self.norms.new_empty(count, points.shape[1])
         self.chosen: list[int] = []
 
     def choose(self, row: int) -> None:
@@ -77,7 +78,7 @@ class _Lazy:
             start = int(self.known[which[0]])
             if start == now:
                 continue
-            x, norms, best = self.points[which], self.norms[which], bounds[part]
+            x, norms, best = _precise(self.points[which]), self.norms[which], bounds[part]
             for begin in range(start, now, _CENTRES_AT_ONCE):
                 centres = self.centres[begin : min(begin + _CENTRES_AT_ONCE, now)]
                 distances = torch.addmm(centres.square().sum(1), x, centres.T, alpha=-2)  # (part, centres)
@@ -89,7 +90,7 @@ class _Lazy:
 
     def _choose_among(self, rows: Tensor, bounds: Tensor, outside: float) -> None:
         """Plain greedy among candidates, as long as the farthest of them is farther than any bound outside."""
-        x, norms = self.points[rows], self.norms[rows]
+        x, norms = _precise(self.points[rows]), self.norms[rows]
         while len(rows) and len(self.chosen) < self.count:
             farthest, at = bounds.max(0)
             if not float(farthest) >= max(outside, 0.0):
@@ -101,3 +102,8 @@ class _Lazy:
             bounds[i] = -1.0
         self.bounds[rows] = bounds
         self.known[rows] = len(self.chosen)
+
+
+def _precise(points: Tensor) -> Tensor:
+    """Half precision is for keeping, not for computing."""
+    return points.float() if points.dtype == torch.float16 else points

@@ -1,6 +1,12 @@
-"""Exact nearest neighbours: faiss on the CPU, a blocked matrix product elsewhere; memory bounded by the block."""
+"""Nearest neighbours. Exact: faiss on the CPU, a blocked matrix product elsewhere; memory bounded by the block.
+
+Approximate, where a bank is so large that exactness is too slow: any index of faiss, with its recall measured.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import faiss
 import torch
@@ -41,3 +47,52 @@ def _measured(queries: Tensor, bank: Tensor, rows: Tensor) -> tuple[Tensor, Tens
     """Distances to the chosen rows: both searches expand |q|^2 + |b|^2 - 2qb, which loses digits when q is near b."""
     best, order = (queries[:, None] - bank[rows]).square().sum(2).sqrt_().sort(dim=1)  # (m, k)
     return best, rows.gather(1, order)
+
+
+class ApproximateIndex:
+    """A faiss index of a bank, by its factory string: "IVF256,Flat", "HNSW32", "IVF256,PQ19", ...
+
+    Searched on the CPU whatever the device. Distances are true ones, also where the index knows rounded points only;
+    it is the rows that may not be the nearest. Equal banks give equal indexes: faiss seeds its clustering.
+    """
+
+    def __init__(self, bank: Tensor, factory: str) -> None:
+        """Train the index and fill it. Raises InvalidInput for a factory string that faiss refuses for this bank."""
+        self.bank = bank.float().cpu().contiguous()
+        try:
+            self.index = faiss.index_factory(self.bank.shape[1], factory)
+            with _one_thread():  # several add to a graph in any order
+                self.index.train(self.bank.numpy())
+                self.index.add(self.bank.numpy())
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InvalidInput(
+                f"faiss makes no index {factory!r} of {len(bank)} points of {bank.shape[1]} values ({reason}); give a "
+                "factory string such as IVF256,Flat or HNSW32 with fewer cells than points"
+            ) from error
+
+    def nearest(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """As `nearest`, of the points that the index finds; a query for which it finds fewer repeats the first."""
+        x = queries.float().cpu().contiguous()
+        _, rows = self.index.search(x.numpy(), k)
+        found = torch.from_numpy(rows)
+        found = torch.where(found < 0, found[:, :1].clamp(min=0), found)
+        distances, found = _measured(x, self.bank, found)
+        return distances.to(queries.device), found.to(queries.device)
+
+    def recall(self, queries: Tensor) -> float:
+        """Share of queries float32 (m, d) whose nearest neighbour the index finds (or one as near)."""
+        x = queries.float().cpu()
+        exact, _ = nearest(x, self.bank)
+        found, _ = self.nearest(x)
+        return float((found[:, 0] <= exact[:, 0] * (1 + 1e-6)).float().mean())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

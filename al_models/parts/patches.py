@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from al_models.types import ImageBatch, ImageSource
+
+IN_MEMORY = 2 * 2**30
+"""Bytes of patch vectors that are kept in memory."""
 
 
 def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode: str, pool: int = 1) -> Tensor:
@@ -57,15 +62,28 @@ def on_device(batch: ImageBatch, device: str) -> dict[int, Tensor]:
     return {layer: value.to(device, non_blocking=True) for layer, value in batch.features.items()}
 
 
-def patch_vectors(source: ImageSource, layers: Sequence[int], *, pool: int, device: str) -> Tensor:
-    """All patch vectors of a source: float32 (n*h*w, c); filled batch by batch, so they are in memory once."""
+def patch_vectors(
+    source: ImageSource, layers: Sequence[int], *, pool: int, device: str, in_memory: int = IN_MEMORY
+) -> Tensor:
+    """All patch vectors of a source: float32 (n*h*w, c); filled batch by batch, so they are in memory once.
+
+    Those that would take more than `in_memory` bytes lie in a temporary file, in half precision as features are
+    stored: float16, on the CPU whatever the device, read where they are asked for.
+    """
     vectors: Tensor | None = None
     done = 0
     for batch in source:
         part = as_vectors(stack_layers(on_device(batch, device), layers, mode="bilinear", pool=pool))
         if vectors is None:
-            vectors = part.new_empty(len(source) * (len(part) // len(batch)), part.shape[1])
-        vectors[done : done + len(part)] = part
+            shape = len(source) * (len(part) // len(batch)), part.shape[1]
+            vectors = part.new_empty(shape) if 4 * shape[0] * shape[1] <= in_memory else _in_a_file(shape)
+        vectors[done : done + len(part)] = part.to(vectors.device)
         done += len(part)
     assert vectors is not None
     return vectors
+
+
+def _in_a_file(shape: tuple[int, int]) -> Tensor:
+    """float16 of this shape in a file without a name, which goes when the tensor does."""
+    with tempfile.TemporaryFile() as file:
+        return torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))

@@ -210,7 +210,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
     steps |= {"extract": keys["features"]} if "features" in keys else {}
     steps |= {"fit": keys["model"], "calibrate": keys["calibration"], "predict": keys["maps"]}
     metas = {step: store.get(key).meta for step, key in steps.items()} | {"evaluate": found.meta}
-    detector = detector_of(cell)
+    detector, model = detector_of(cell), metas["fit"]
     return RunRecord(
         dataset=cell.dataset,
         category=cell.category,
@@ -225,7 +225,8 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         counts=found.meta["counts"],
         seconds={step: meta["seconds"] for step, meta in metas.items()},
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
-        warnings=store.get(keys["model"]).meta.get("warnings", []),
+        facts=model.get("facts", {}),
+        warnings=model.get("warnings", []),
         fingerprints={
             "data": validated.fingerprint,
             "code": method_code("tasks.evaluate", detector),

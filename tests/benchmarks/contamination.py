@@ -24,7 +24,7 @@ from scipy.ndimage import binary_dilation
 
 from al_models.parts import contamination
 from al_models.parts.contamination import Unlikeness, layer_to_compare, robust_deviations, unlikeness
-from al_models.parts.gaussian import PositionGaussians, mahalanobis
+from al_models.parts.gaussian import PositionGaussians, mahalanobis, whitening
 from al_models.types import FeatureSpec, ImageBatch, ImageSource
 from storage.masks import read_mask
 from storage.samples import Sample
@@ -198,7 +198,7 @@ def gaussians(images: Images) -> Unlikeness:
     for k in range(5):
         others = PositionGaussians(len(x), len(kept))
         others.update(x[:, fold != k])
-        maps[:, fold == k] = mahalanobis(x[:, fold == k], others.mean, others.whitening(0.01))
+        maps[:, fold == k] = mahalanobis(x[:, fold == k], others.mean, whitening(others.count, others.scatter, 0.01))
     return summed(maps.T, images)
 
 
