@@ -10,7 +10,6 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from al_models.checks import check_detector
 from al_models.embedding.contrario import Contrario, _Pooled, image_moments, log10_chi2_tail
 from al_models.errors import InvalidInput, UnknownName
 from al_models.types import ImageBatch, ImageSource, Runtime
@@ -41,10 +40,6 @@ def noise(n: int, seed: int, channels: int = 3, grid: int = GRID) -> Tensor:
 def detector(**params: object) -> Contrario:
     """Small, with the blocks themselves as map: no border, no smoothing, one map pixel a position."""
     return Contrario(**{"layers": (2,), "image_size": GRID, "border": 0, "sigma": 0.0, **params})
-
-
-def test_contract() -> None:
-    check_detector(Contrario)
 
 
 @pytest.mark.parametrize("dof", [1, 2, 5, 24, 112, 1800])

@@ -10,7 +10,6 @@ import torch
 from sklearn.linear_model import orthogonal_mp
 from torch import Tensor
 
-from al_models.checks import check_detector
 from al_models.embedding.mlf_sc import MlfSc, omp_residual
 from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource, Runtime
@@ -44,10 +43,6 @@ def waves(n: int, seed: int, channels: int = 3, grid: int = 12) -> Tensor:
 
 def unit(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=-1, keepdim=True)
-
-
-def test_contract() -> None:
-    check_detector(MlfSc)
 
 
 @pytest.mark.parametrize("seed", range(6))

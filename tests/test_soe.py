@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from al_models.checks import check_detector
 from al_models.embedding.soe import Soe, semi_orthogonal
 from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource, Runtime
@@ -47,10 +46,6 @@ def stacked(source):
     fine, coarse = (source.layers[i].double().numpy() for i in (1, 2))
     whole = np.concatenate([fine, coarse.repeat(2, axis=2).repeat(2, axis=3)], axis=1)
     return whole.reshape(len(whole), CHANNELS, -1).transpose(0, 2, 1)
-
-
-def test_it_keeps_the_contract():
-    check_detector(Soe)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 1), (7, 3), (7, 7), (176, 100)])

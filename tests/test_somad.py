@@ -11,7 +11,6 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 from sklearn.covariance import oas
 
-from al_models.checks import check_detector
 from al_models.embedding.somad import Somad, UnitGaussians, groups, radii, shrunk, smooth
 from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource, Runtime
@@ -45,10 +44,6 @@ def somad(**params):
 
 def patches(source):
     return source.values.permute(0, 2, 3, 1).reshape(-1, source.values.shape[1]).double().numpy()
-
-
-def test_it_keeps_the_contract():
-    check_detector(Somad)
 
 
 def test_the_radius_falls_as_in_the_authors_code():

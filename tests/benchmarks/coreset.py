@@ -87,12 +87,13 @@ def plain_greedy(points, count):
     import torch
 
     norms = points.square().sum(1)
-    nearest = torch.full_like(norms, torch.inf)
+    nearest, distances = torch.full_like(norms, torch.inf), torch.empty_like(norms)
     rows = [0]
     for _ in range(count - 1):
         row = rows[-1]
-        nearest = torch.minimum(nearest, torch.addmv(norms, points, points[row], alpha=-2) + norms[row])
-        nearest[rows[-1]] = -1
+        torch.addmv(norms, points, points[row], alpha=-2, out=distances).add_(norms[row])
+        torch.minimum(nearest, distances, out=nearest)
+        nearest[row] = -1
         rows.append(int(nearest.argmax()))
     return torch.tensor(rows)
 
