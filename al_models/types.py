@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -31,6 +31,9 @@ class FeatureSpec:
     """Side of the square, in pixels, that images are resized to."""
     weights: str | None = None
     """None: the backbone's own pretrained weights; else the path of a .safetensors or .pth file."""
+    location: Literal["bottleneck", "expansion"] = "bottleneck"
+    """Of EfficientNets: the linear outputs of a stage's last block, or what its next block expands them to (timm's
+    `feature_location`)."""
 
 
 @dataclass(frozen=True)

