@@ -167,13 +167,13 @@ def test_the_mean_of_per_image_figures():
 
 def test_weights_are_those_of_ever():
     golden = [[2.721778784, 0.041580914, 0.236640302], [1.824136190, 0.047809311, 1.128054500]]
-    assert bootstrap._weights(["a", "b", "c"], 2, 0) == pytest.approx(np.array(golden), abs=1e-8)
+    assert bootstrap._weights(("a", "b", "c"), 2, 0) == pytest.approx(np.array(golden), abs=1e-8)
 
 
 def test_each_kind_keeps_its_share_and_the_variance_of_a_mean_is_unbiased():
     rng = np.random.default_rng(8)
     for m in (4, 12, 60):
-        weights = bootstrap._weights([f"{i}" for i in range(m)], 6_000, 1)
+        weights = bootstrap._weights(tuple(f"{i}" for i in range(m)), 6_000, 1)
         assert weights.min() >= 0
         np.testing.assert_allclose(weights.mean(axis=1), 1, rtol=1e-12)
         values = rng.standard_normal(m)

@@ -430,36 +430,45 @@ def test_boundaries_match_within_a_distance(image, tolerance, threshold):
     map, (mask, _) = image
     flagged, true = boundary_by_definition(map > threshold), boundary_by_definition(mask)
     near = [[math.dist(a, b) <= tolerance for b in true] for a in flagged]
-    found = boundary_f("a", map, mask, threshold, tolerance)
+    found = boundary_f("a", map, mask, [threshold], tolerance)[0]
     expected = BoundaryCounts(
         len(flagged), sum(any(row) for row in near), len(true), sum(any(column) for column in zip(*near, strict=True))
     )
     assert found == expected
 
 
+def test_several_thresholds_at_once_are_each_by_itself():
+    rng = np.random.default_rng(0)
+    map, mask = rng.random((20, 30)), np.zeros((40, 60), bool)
+    mask[10:25, 20:50] = True
+    thresholds = [0.2, 0.5, 0.9, 2.0]
+    assert boundary_f("a", map, mask, thresholds) == [boundary_f("a", map, mask, [t])[0] for t in thresholds]
+    assert boundary_f("a", map, mask, []) == []
+
+
 def test_boundary_counts_add_up_and_say_what_they_can():
     mask = np.zeros((40, 40), bool)
     mask[10:20, 10:20] = True
-    exact = boundary_f("a", mask.astype(np.float32), mask, 0.5)
-    shifted = boundary_f("b", np.roll(mask, 2, axis=0).astype(np.float32), mask, 0.5)
-    coarse = boundary_f("c", np.roll(mask, 5, axis=0).astype(np.float32), mask, 0.5)
+    exact = boundary_f("a", mask.astype(np.float32), mask, [0.5])[0]
+    shifted = boundary_f("b", np.roll(mask, 2, axis=0).astype(np.float32), mask, [0.5])[0]
+    coarse = boundary_f("c", np.roll(mask, 5, axis=0).astype(np.float32), mask, [0.5])[0]
     assert exact == BoundaryCounts(36, 36, 36, 36)
     assert exact.metrics() == {"boundary_precision": 1.0, "boundary_recall": 1.0, "boundary_f": 1.0}
     assert shifted == BoundaryCounts(36, 36, 36, 36)  # within 2 px
     assert 0 < coarse.metrics()["boundary_f"] < 1
     assert (exact + coarse).true == 72
     assert sum([exact, coarse], BoundaryCounts()) == coarse + exact
-    good = boundary_f("d", mask.astype(np.float32), None, 0.5, shape=(40, 40))
+    good = boundary_f("d", mask.astype(np.float32), None, [0.5], shape=(40, 40))[0]
     assert good.metrics() == {"boundary_precision": 0.0, "boundary_f": 0.0}
-    assert boundary_f("e", np.zeros((4, 4)), mask, 0.5).metrics() == {"boundary_recall": 0.0, "boundary_f": 0.0}
-    assert boundary_f("f", np.ones((4, 4)), np.ones((9, 9), bool), 0.5).metrics() == {}
+    assert boundary_f("e", np.zeros((4, 4)), mask, [0.5])[0].metrics() == {"boundary_recall": 0.0, "boundary_f": 0.0}
+    assert boundary_f("f", np.ones((4, 4)), np.ones((9, 9), bool), [0.5])[0].metrics() == {}
     half = np.zeros((40, 40), bool)
     half[:, :15] = True
-    seen = boundary_f("g", mask.astype(np.float32), mask, 0.5, valid=half)
+    seen = boundary_f("g", mask.astype(np.float32), mask, [0.5], valid=half)[0]
     assert (seen.flagged, seen.true, seen.true_matched) == (18, 18, 18)
     with pytest.raises(InvalidInput, match="tolerance"):
-        boundary_f("a", np.zeros((4, 4)), mask, 0.5, tolerance=-1)
+        boundary_f("a", np.zeros((4, 4)), mask, [0.5], tolerance=-1)
     with pytest.raises(InvalidInput, match="threshold is NaN"):
-        boundary_f("a", np.zeros((4, 4)), mask, math.nan)
+        boundary_f("a", np.zeros((4, 4)), mask, [math.nan])
     with pytest.raises(InvalidInput, match="image h"):
-        boundary_f("h", np.full((4, 4), np.nan), mask, 0.5)
+        boundary_f("h", np.full((4, 4), np.nan), mask, [0.5])

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -338,7 +339,7 @@ class _Draws:
             names[members] = _group_names([ids[i] for i in members], kind)
             parts.append(sorted(set(names[members])))
         column = {name: i for i, name in enumerate(parts[0] + parts[1])}
-        weights = [_weights(part, n, seed) for part in parts]
+        weights = [_weights(tuple(part), n, seed) for part in parts]
         return _Draws(
             group=np.array([column[name] for name in names], np.intp),
             weights=np.concatenate(weights, axis=1),
@@ -357,15 +358,18 @@ def _group_names(ids: Sequence[str], anomalous: bool) -> list[str]:
     return [f"{kind} group {int.from_bytes(_digest(i)) % MOST_GROUPS}" for i in ids]
 
 
-def _weights(names: Sequence[str], n: int, seed: int) -> np.ndarray:
-    """float64 [n, names], positive, of mean 1 in each row."""
+@lru_cache(maxsize=8)  # 1 MiB each; all metrics of a cell, and all cells of a category, draw the same
+def _weights(names: tuple[str, ...], n: int, seed: int) -> np.ndarray:
+    """float64 [n, names], positive, of mean 1 in each row; read-only."""
     if not names:
         return np.zeros((n, 0))
     # The raw bits of Philox are fixed for ever, unlike numpy's distributions, which may change between versions.
     raw = [np.random.Philox(key=int.from_bytes(_digest(f"{seed} {name}"))).random_raw(n) for name in names]
     uniform = ((np.stack(raw, axis=1) >> np.uint64(11)) + 0.5) * 2.0**-53  # (n, names), neither 0 nor 1
     drawn = special.gammaincinv(max(len(names) - 2, 0.5) / len(names), uniform)
-    return drawn / drawn.mean(axis=1, keepdims=True)
+    drawn /= drawn.mean(axis=1, keepdims=True)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _digest(text: str) -> bytes:

@@ -7,6 +7,7 @@ image's edge is no boundary, since nobody drew it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,12 +60,13 @@ def boundary_f(
     image_id: str,
     map: np.ndarray,
     mask: np.ndarray | None,
-    threshold: float,
+    thresholds: Sequence[float],
     tolerance: float = 2.0,
     shape: tuple[int, int] | None = None,
     valid: np.ndarray | None = None,
-) -> BoundaryCounts:
-    """One image's boundary counts when pixels > threshold are flagged; add them up and ask for `metrics()`.
+) -> list[BoundaryCounts]:
+    """One image's boundary counts when pixels > threshold are flagged, for each threshold; add up those of images and
+    ask for `metrics()`.
 
     The map [h, w] is brought to the mask's size, it and the threshold are rounded to float16, as everywhere here. The
     tolerance is a distance between pixel centres. Without a mask (`shape` (H, W) given) all that is flagged is
@@ -75,21 +77,23 @@ def boundary_f(
         raise InvalidInput(f"the tolerance is {tolerance} pixels; give 0 or more")
     mask, shape = checked_mask(image_id, mask, shape)
     valid = checked_valid(image_id, valid, shape)
-    flagged = _boundary(keys_at(image_id, map, shape) > threshold_key(threshold), valid)
-    n_flagged = int(np.count_nonzero(flagged))
-    if mask is None or not mask.any():
-        return BoundaryCounts(flagged=n_flagged)
-    true = _boundary(mask, valid)
+    keys = keys_at(image_id, map, shape)
+    all_flagged = [_boundary(keys > threshold_key(threshold), valid) for threshold in thresholds]
+    true = np.zeros(shape, bool) if mask is None else _boundary(mask, valid)
     if not true.any():
-        return BoundaryCounts(flagged=n_flagged)
+        return [BoundaryCounts(flagged=int(np.count_nonzero(flagged))) for flagged in all_flagged]
     box = _grown(box_of(true), int(np.floor(tolerance)))  # what matches lies within
-    flagged, true = flagged[box], true[box]
-    return BoundaryCounts(
-        flagged=n_flagged,
-        flagged_matched=int(np.count_nonzero(flagged & _near(true, tolerance))),
-        true=int(np.count_nonzero(true)),
-        true_matched=int(np.count_nonzero(true & _near(flagged, tolerance))),
-    )
+    true = true[box]
+    near_true = _near(true, tolerance)
+    return [
+        BoundaryCounts(
+            flagged=int(np.count_nonzero(flagged)),
+            flagged_matched=int(np.count_nonzero(flagged[box] & near_true)),
+            true=int(np.count_nonzero(true)),
+            true_matched=int(np.count_nonzero(true & _near(flagged[box], tolerance))),
+        )
+        for flagged in all_flagged
+    ]
 
 
 def _boundary(inside: np.ndarray, valid: np.ndarray | None) -> np.ndarray:

@@ -84,10 +84,10 @@ def boundaries_at(
         truth = None if sample.mask is None else truths.of(sample)
         if truth is None or truth.mask is None:
             continue
-        for metric, threshold in thresholds.items():
-            counted = boundary_f(sample.id, scored, truth.mask, threshold, valid=truth.valid)
-            if counted.true:
-                found[metric][sample.id] = counted.metrics()["boundary_f"]
+        counted = boundary_f(sample.id, scored, truth.mask, list(thresholds.values()), valid=truth.valid)
+        for metric, one in zip(thresholds, counted, strict=True):
+            if one.true:
+                found[metric][sample.id] = one.metrics()["boundary_f"]
     return found
 
 

@@ -1,6 +1,7 @@
 """Which features of which offline backbone: quality, time and store size.
 
     python tests/benchmarks/features.py mvtec_ad=DATA/grid mt_defect=DATA [--seeds 0 1 2] [--variant lite0 ...]
+        [--method padim:123 patchcore:23]
 
 Each variant is a backbone, where in its blocks the features are taken, and an image size; PaDiM and PatchCore (1 %
 coreset) learn on each choice of layers and are judged as the pipeline judges them, with the same hold-out and the masks
@@ -40,7 +41,8 @@ VARIANTS = {
     "lite2 expansion": FeatureSpec("tf_efficientnet_lite2", ALL, location="expansion"),
 }
 METHODS = {"padim": {}, "patchcore": {"coreset_ratio": 0.01}}
-LAYERS = ((1, 2, 3), (2, 3), (1, 2))
+CHOICES = ("padim:123", "padim:23", "patchcore:123", "patchcore:23")
+"""Method and the layers it learns on."""
 FIGURES = ("image_auroc", "pixel_auroc", "pro")
 
 
@@ -83,24 +85,26 @@ def main() -> None:
     parser.add_argument("data", nargs="+", metavar="DATASET=FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--method", nargs="+", default=list(CHOICES), metavar="METHOD:LAYERS")
     given = parser.parse_args()
-    print("data | features | layers | method | image AUROC | pixel AUROC | PRO | images/s | kB")
+    print("data | features | method | layers | image AUROC | pixel AUROC | PRO | images/s | kB")
     for name, _, root in (item.partition("=") for item in given.data):
         category = Category.of(name, root)
         for variant in given.variant:
-            for line in judged(category, VARIANTS[variant], given.seeds):
+            for line in judged(category, VARIANTS[variant], given.method, given.seeds):
                 print(f"{name} | {variant} | {line}", flush=True)
 
 
-def judged(category: Category, spec: FeatureSpec, seeds: Sequence[int]) -> Iterator[str]:
+def judged(category: Category, spec: FeatureSpec, choices: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
     """The lines of one variant."""
     features, rate = extracted(category.images(spec.image_size), spec)
-    for layers in LAYERS:
+    for method, _, digits in (choice.partition(":") for choice in choices):
+        layers = tuple(int(digit) for digit in digits)
         size = sum(features[layer][0].numel() for layer in layers) * 2 / 1000
-        for method, params in METHODS.items():
-            found = [figures(category, features, method, {**params, "layers": layers}, spec, seed) for seed in seeds]
-            mean = " | ".join(f"{100 * np.mean([one[name] for one in found]):.1f}" for name in FIGURES)
-            yield f"{layers} | {method} | {mean} | {rate:.0f} | {size:.0f}"
+        params = {**METHODS[method], "layers": layers}
+        found = [figures(category, features, method, params, spec, seed) for seed in seeds]
+        mean = " | ".join(f"{100 * np.mean([one[name] for one in found]):.1f}" for name in FIGURES)
+        yield f"{method} | {layers} | {mean} | {rate:.0f} | {size:.0f}"
 
 
 def extracted(images: torch.Tensor, spec: FeatureSpec) -> tuple[dict[int, torch.Tensor], float]:
