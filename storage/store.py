@@ -14,16 +14,19 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import Damaged, NotInStore, NotStorable, StoreTooNew
+
+if TYPE_CHECKING:
+    import zarr
 
 FORMAT = 1
 ABANDONED_AFTER_S = 7 * 24 * 3600
@@ -196,6 +199,25 @@ class Store:
             if draft.committed is None:
                 with suppress(Exception):  # an unreachable store must not hide why the block ended
                     self.delete(draft.folder)
+
+    def create_array(
+        self, key: str, shape: Sequence[int], dtype: str, *, chunk: int, shard: int | None = None
+    ) -> zarr.Array[Any]:
+        """An empty Zarr array with a row an image: `chunk` rows are compressed together, `shard` rows make a file."""
+        import zarr
+        from zarr.codecs import ZstdCodec
+
+        return zarr.create_array(
+            store=self.zarr_store(key),
+            shape=tuple(shape),
+            chunks=(chunk, *shape[1:]),
+            shards=None if shard is None else (shard, *shape[1:]),
+            dtype=dtype,
+            compressors=ZstdCodec(level=1),
+            fill_value=float("nan") if dtype.startswith("float") else 0,
+            # Else each chunk is first compared with the fill value, which takes as long as compressing and writing it.
+            config={"write_empty_chunks": True},
+        )
 
     def zarr_store(self, key: str) -> Any:
         """A zarr store rooted at a key."""

@@ -12,7 +12,6 @@ import numpy as np
 import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from zarr.codecs import ZstdCodec
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
@@ -67,7 +66,9 @@ def _extract(store: Store, validated: Validated, spec: FeatureSpec, device: str,
         for start, layers in _shards(backbone, source):
             for layer, values in layers.items():
                 if layer not in arrays:
-                    arrays[layer] = _create(store, f"{draft.folder}/layer{layer}", (len(ids), *values.shape[1:]))
+                    shape = (len(ids), *values.shape[1:])
+                    key = f"{draft.folder}/layer{layer}"
+                    arrays[layer] = store.create_array(key, shape, "float16", chunk=CHUNK, shard=SHARD)
             for done in writing:
                 done.result()  # one shard in flight: memory stays bounded, and a failed write is heard of
             writing = [writer.submit(_write, arrays[layer], start, values) for layer, values in layers.items()]
@@ -95,18 +96,6 @@ def _shards(backbone: Any, source: StoredSource) -> Iterator[tuple[int, dict[int
         if done - start == SHARD or done == len(source):
             yield start, {layer: np.concatenate(values) for layer, values in parts.items()}
             parts, start = {}, done
-
-
-def _create(store: Store, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
-    return zarr.create_array(
-        store=store.zarr_store(key),
-        shape=shape,
-        chunks=(CHUNK, *shape[1:]),
-        shards=(SHARD, *shape[1:]),
-        dtype="float16",
-        compressors=ZstdCodec(level=1),
-        fill_value=float("nan"),
-    )
 
 
 def _write(array: zarr.Array[Any], start: int, values: np.ndarray) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from zarr.codecs import ZstdCodec
 
 from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
@@ -49,21 +48,10 @@ def _predict(
     array: zarr.Array[Any] | None = None
     for part in detector.predict_batches(source_for(detector, validated, features, ids), runtime_of(cell)):
         if array is None:
-            array = _create(store, f"{draft.folder}/maps", (len(ids), *part.maps.shape[1:]))
+            array = store.create_array(f"{draft.folder}/maps", (len(ids), *part.maps.shape[1:]), "float16", chunk=CHUNK)
         array[len(scores) : len(scores) + len(part.ids)] = part.maps.astype(np.float16)
         scores += part.scores.tolist()
     buffer = io.BytesIO()
     pd.DataFrame({"id": ids, "score": scores}).to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/scores.parquet", buffer.getvalue())
     return {"ids": ids}
-
-
-def _create(store: Store, key: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
-    return zarr.create_array(
-        store=store.zarr_store(key),
-        shape=shape,
-        chunks=(CHUNK, *shape[1:]),
-        dtype="float16",
-        compressors=ZstdCodec(level=1),
-        fill_value=float("nan"),
-    )

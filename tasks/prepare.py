@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from zarr.codecs import ZstdCodec
 
 from al_models.errors import InvalidInput
 from al_models.parts.images import Decoded, decode, is_gray, perceptual_hash, resize, sharpness
@@ -110,7 +108,7 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
         look = partial(_look, root, folders, shape[1:])
         facts: list[dict[str, Any]] = []
         progress = Progress(f"decode {category.name}")
-        images = _create(store, f"{draft.folder}/images", shape)
+        images = store.create_array(f"{draft.folder}/images", shape, "uint8", chunk=CHUNK, shard=SHARD)
         for block in _blocks(pool, look, samples):
             images[len(facts) : len(facts) + len(block)] = np.stack([pixels for _, pixels in block])  # (n, h, w, c)
             facts += [row for row, _ in block]
@@ -134,18 +132,6 @@ def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sa
         if start:
             yield list(pending)
         pending = following
-
-
-def _create(store: Store, key: str, shape: tuple[int, int, int, int]) -> zarr.Array[Any]:
-    return zarr.create_array(
-        store=store.zarr_store(key),
-        shape=shape,
-        chunks=(CHUNK, *shape[1:]),
-        shards=(SHARD, *shape[1:]),
-        dtype="uint8",
-        compressors=ZstdCodec(level=1),
-        fill_value=0,
-    )
 
 
 def _look(root: Path, folders: Sequence[str], shape: tuple[int, int, int], sample: Sample) -> _Seen:

@@ -348,15 +348,7 @@ def test_an_array_comes_back_as_written_by_several_threads(store: Store) -> None
     values = np.random.default_rng(1).normal(size=(7, 4, 3)).astype(np.float16)
     values[1] = 0  # an all-zero chunk is a value, not a gap
     with store.draft("features/a") as draft:
-        made = zarr.create_array(
-            store=store.zarr_store(f"{draft.folder}/layer1"),
-            shape=values.shape,
-            chunks=(1, 4, 3),
-            shards=(2, 4, 3),
-            dtype=values.dtype,
-            fill_value=np.nan,
-            config={"write_empty_chunks": True},
-        )
+        made = store.create_array(f"{draft.folder}/layer1", values.shape, "float16", chunk=1, shard=2)
 
         def write(start: int) -> None:
             made[start : start + 2] = values[start : start + 2]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 
 from al_models.calibration import false_alarms
 from al_models.metrics import ImageCounts, PixelCounts, boundary_f
@@ -60,12 +59,8 @@ def count_pixels(
         if truth.mask is not None:
             masks[row] = resize(truth.mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
         found.images.append(found.counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type))
-    zarr.create_array(
-        store=store.zarr_store(f"{draft.folder}/masks"),
-        data=masks,
-        chunks=maps.chunks,
-        compressors=ZstdCodec(level=1),
-    )
+    kept = store.create_array(f"{draft.folder}/masks", masks.shape, "uint8", chunk=maps.chunks[0])
+    kept[:] = masks
     return found
 
 
