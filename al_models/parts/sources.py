@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,19 @@ class MemorySource(ImageSource):
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The images of these rows, resized, with the features asked for."""
-        items = [self._items[row] for row in rows]
-        images = torch.from_numpy(np.stack([self._load(item) for item in items]))  # (n, h, w, 3)
+        images = torch.from_numpy(np.stack(self._load_all([self._items[row] for row in rows])))  # (n, h, w, 3)
         features = {}
         if self._spec is not None:
             from al_models.parts.backbone import cached_backbone  # timm takes seconds to import
 
             features = cached_backbone(self._spec, self._device)(images)
         return ImageBatch(tuple(self.ids[row] for row in rows), images, features)
+
+    def _load_all(self, items: Sequence[np.ndarray | str | Path]) -> list[np.ndarray]:
+        if len(items) == 1:
+            return [self._load(items[0])]
+        with ThreadPoolExecutor() as pool:  # decoding and resizing go on without the interpreter's lock
+            return list(pool.map(self._load, items))
 
     def _load(self, item: np.ndarray | str | Path) -> np.ndarray:
         if isinstance(item, np.ndarray):
