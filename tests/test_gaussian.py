@@ -67,6 +67,15 @@ def test_whitening_is_the_inverse_cholesky_factor():
     torch.testing.assert_close(identity, torch.eye(6, dtype=torch.float64).expand(5, 6, 6), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 7])
+def test_distances_do_not_depend_on_how_many_are_asked_for_at_once(channels):
+    found = fitted(samples(c=channels), [40])
+    queries = samples(n=9, c=channels, seed=1)
+    one_by_one = [mahalanobis(part, found.mean, whitened(found)) for part in queries.split(1, dim=1)]
+    together = mahalanobis(queries, found.mean, whitened(found))
+    torch.testing.assert_close(together, torch.cat(one_by_one, dim=1), rtol=1e-5, atol=1e-6)
+
+
 def test_the_mean_is_at_distance_zero_of_itself():
     found = fitted(samples(), [40])
     mean = found.mean.clone()

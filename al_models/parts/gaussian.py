@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _POSITIONS_AT_ONCE = 512
+_IMAGES_THAT_PAY = 4
+"""From so many images on, two products of three quarters of the matrix are a third faster than one of all of it."""
 
 
 class PositionGaussians:
@@ -68,8 +70,13 @@ def whitening(count: int, scatter: Tensor, epsilon: float) -> Tensor:
 
 
 def mahalanobis(x: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
-    """Distances (p, n) of float32 (p, n, c) to the Gaussian of each position."""
-    return torch.bmm(x - mean, whitening.mT).square_().sum(2).sqrt_()
+    """Distances (p, n) of float32 (p, n, c) to the Gaussian of each position; whitening is lower triangular."""
+    centred, half = x - mean, whitening.shape[1] // 2
+    if x.shape[1] < _IMAGES_THAT_PAY:
+        return torch.bmm(centred, whitening.mT).square_().sum(2).sqrt_()
+    upper = torch.bmm(centred[..., :half], whitening[:, :half, :half].mT)  # a quarter of the matrix is zero
+    lower = torch.bmm(centred, whitening[:, half:].mT)
+    return upper.square_().sum(2).add_(lower.square_().sum(2)).sqrt_()
 
 
 def pack_symmetric(matrices: Tensor) -> Tensor:
