@@ -376,6 +376,20 @@ def test_annotated_defects_saturate_as_published(bench: Bench) -> None:
     assert metrics["pro_at_0.05"] < 0.6
 
 
+def test_another_saturation_is_another_evaluation_of_the_same_maps(bench: Bench) -> None:
+    bench.dataset = "mvtec_loco_ad"
+    bench.picture("test/good/0.png")
+    bench.picture("test/logical_anomalies/0.png")
+    bench.file("ground_truth/logical_anomalies/0/0.png", np.full(SHAPE, 255, np.uint8))
+    found = []
+    for saturation in (0.1, 0.9):
+        entry = {"defect_name": "missing", "pixel_value": 255}
+        entry |= {"saturation_threshold": saturation, "relative_saturation": True}
+        (bench.root / "part/defects_config.json").write_text(json.dumps([entry]))
+        found.append(bench.judge(corner).metrics["spro_at_0.05"])
+    assert found[0] > found[1] + 0.3
+
+
 def test_a_mark_that_is_not_configured_is_an_error_that_names_it(bench: Bench) -> None:
     bench.dataset = "mvtec_loco_ad"
     bench.picture("test/logical_anomalies/0.png")

@@ -55,6 +55,8 @@ def evaluate(
         "evaluations",
         cell.dataset,
         cell.category,
+        catalogue=validated.category.catalogue,  # may say how defects saturate, and what was set aside
+        verdict=validated.verdict,
         maps=maps,
         calibration=calibration,
         rate=cell.false_reject_rate,
