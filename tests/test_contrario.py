@@ -133,7 +133,7 @@ def test_gaussian_features_raise_the_false_alarms_promised(tail: str) -> None:
 
 def test_empirical_tail_is_the_share_of_good_blocks_then_an_exponential() -> None:
     train = noise(60, seed=9)
-    own = detector(training_share=1.0, sizes=(1,)).fit(FeatureSource({2: train}))
+    own = detector(tail="empirical", training_share=1.0, sizes=(1,)).fit(FeatureSource({2: train}))
     statistics = own._statistics(FeatureSource({2: train}).read(range(60)), Runtime())[0].flatten()
     for share in (0.5, 0.1, 0.02):
         x = statistics.quantile(1 - share)

@@ -10,20 +10,21 @@ What the map promises: a good image holds on average at most e blocks with -log1
 of the map is an average of blocks around it, so at most a share e of good images reaches that value anywhere; the
 evaluation counts what was seen. The promise is as good as p. The papers' law, `tail="chi2"`, is that whitened features
 are Gaussian and their distances chi-square. Deep features have heavier tails: where 1 position an image was promised, 6
-and 11 were seen at the finest layers of `grid`, 88 and 40 of MT Defect. So by default p is the share of blocks of the
-good training images that are as rare, continued beyond their rarest 1 % by an exponential, which chi-square tails
-approach too (excesses over a high threshold: Balkema and de Haan 1974, Pickands 1975): for 1 promised, 0.1 to 1.7 were
-seen in each layer and size on held-out good images of both. It supposes that new good images come from where the
-training images came from, and extrapolates where p is below one block of the training set.
+and 11 were seen at the finest layers of `grid`, 88 and 40 of MT Defect. With `tail="empirical"` p is the share of
+blocks of the good training images that are as rare, continued beyond their rarest 1 % by an exponential, which
+chi-square tails approach too (excesses over a high threshold: Balkema and de Haan 1974, Pickands 1975): for 1 promised,
+0.1 to 1.7 were seen in each layer and size on held-out good images of both. It supposes that new good images come from
+where the training images came from, and extrapolates where p is below one block of the training set.
 
-Differs from the papers: they learn from nothing but the image itself; here its mean and covariance are mixed with those
-of the good images, since a large or low-contrast anomaly explains itself (MT Defect: image AUROC 83 instead of 74; on
-`grid` 99.5 either way, but PRO 94 instead of 97). `training_share=0, tail="chi2"` is the papers' setting. The authors'
-code pads the image by reflection before the network; features are stored without, so border positions are cut and the
-nearest inner ones repeated. It keeps 35 of 256 channels of ResNet-50; the offline backbone has 24 to 112, and what
-varies least finds the most, so all are kept. It aggregates by regions; the blocks, their sizes, the pooling of their
-distances and the number of tests (one a block, over all layers and sizes) are our reading, after the block-wise NFA of
-the same authors' U-Flow (arXiv:2211.12353).
+The papers learn from nothing but the image itself. A large or low-contrast anomaly explains itself then; a
+`training_share` above 0 mixes the good images' mean and covariance in (0.5 with the empirical tail: MT Defect, image
+AUROC 83 instead of 74; on `grid` 99.5 either way, but PRO 94 instead of 97). The defaults are the papers' setting.
+
+Differs from the papers: the authors' code pads the image by reflection before the network; features are stored without,
+so border positions are cut and the nearest inner ones repeated. It keeps 35 of 256 channels of ResNet-50; the offline
+backbone has 24 to 112, and what varies least finds the most, so all are kept. It aggregates by regions; the blocks,
+their sizes, the pooling of their distances and the number of tests (one a block, over all layers and sizes) are our
+reading.
 
 Shapes: n images, p = h * w positions, c channels, k components, r rows (layer by layer, size by size), b bins.
 """
@@ -102,13 +103,13 @@ class Contrario(Detector):
     weights: str | None = None
     components: int | None = None
     """Principal components kept, the largest; None keeps all (the authors' code: 35 of 256 channels)."""
-    training_share: float = 0.5
+    training_share: float = 0.0
     """Weight of the good images in the mean and covariance that an image is whitened with; the papers' is 0."""
     sizes: tuple[int, ...] = (1, 3)
     """Sides of the blocks, in positions of the layer; odd."""
     border: int = 8
     """Pixels at each side where the network saw its padding; the nearest positions inside stand in for them."""
-    tail: str = "empirical"
+    tail: str = "chi2"
     """Where p comes from: "empirical" from the good images, "chi2" from the papers' Gaussian model."""
     tail_share: float = 0.01
     """Share of the rarest blocks of good images that the exponential tail is fitted to."""
