@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import safetensors.numpy
 from prefect import task
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_SEE = 32
 """Images that show whether all are aligned."""
+_loaded: WeakValueDictionary[tuple[str, str], Detector] = WeakValueDictionary()
+"""(store, key) -> a model in use: calibration and prediction run side by side, and one copy serves both."""
+_loading = threading.Lock()
 
 
 @task(
@@ -76,7 +81,15 @@ def source_for(
 
 
 def load_model(store: Store, key: str, cell: Cell) -> Detector:
-    """The fitted detector. Raises Damaged when its state is not what was written."""
+    """The fitted detector, for reading only. Raises Damaged when its state is not what was written."""
+    with _loading:
+        detector = _loaded.get((store.url, key))
+        if detector is None:
+            _loaded[store.url, key] = detector = _load(store, key, cell)
+        return detector
+
+
+def _load(store: Store, key: str, cell: Cell) -> Detector:
     model = store.get(key)
     try:
         state = safetensors.numpy.load(store.read_bytes(f"{model.folder}/state.safetensors"))

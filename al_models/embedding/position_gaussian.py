@@ -8,6 +8,7 @@ Shapes: n images, p = h * w positions of the finest layer, c channels of the emb
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmet
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import finest_grid, on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+_whitening_in_turn = threading.Lock()
+"""Two threads that predict with one model make its whitening once."""
 
 
 @dataclass(kw_only=True)
@@ -78,8 +82,9 @@ class PositionGaussianDetector(Detector):
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         self._move_to(runtime.device)
-        if self._whitening is None:
-            self._whitening = whitening(int(self.count_), self.scatter_, self.epsilon)
+        with _whitening_in_turn:
+            if self._whitening is None:
+                self._whitening = whitening(int(self.count_), self.scatter_, self.epsilon)
         features = on_device(batch, runtime.device)
         distances = mahalanobis(self._embed(features), self.mean_, self._whitening)  # (p, n)
         maps = to_maps(distances.T.reshape(-1, *finest_grid(features)), self.image_size, self.sigma)

@@ -1,0 +1,229 @@
+"""Invertible blocks of normalizing flows, each with its exact log-determinant.
+
+A block maps vectors (n, c) or feature maps (n, c, h, w) to the same shape and gives, for each of the n, the logarithm
+of the absolute determinant of its Jacobian; `inverse` takes it back. Blocks in a `Flow` add theirs up. With a standard
+normal density of the outcome z, log p(x) = log N(z) + log |det dz/dx| (Dinh, Sohl-Dickstein and Bengio 2017,
+arXiv:1605.08803).
+
+Written here, not taken from FrEIA: its last release is of 2022, and what the survey's methods need of it are these few
+blocks; theirs follow its conventions (names in brackets), so that the papers' clamps and scales mean the same.
+
+Shapes: n images or positions, c channels, h x w positions of a map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Subnet = Callable[[int, int], nn.Module]
+"""(channels in, channels out) -> the network inside a coupling; it may be anything that keeps n, h and w."""
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+def soft_clamp(scale: Tensor, limit: float, curve: str) -> Tensor:
+    """A log-scale kept within ±limit. `tanh`: of a tenth of it (AllInOneBlock); `atan`: about linear in the middle
+    (RealNVP and GLOW blocks)."""
+    if curve == "tanh":
+        return limit * torch.tanh(0.1 * scale)
+    return limit * (2 / math.pi) * torch.atan(scale / limit)
+
+
+def log_likelihood(z: Tensor, logdet: Tensor) -> Tensor:
+    """Natural log p(x) of each of the n: z (n, ...) standard normal, logdet (n,)."""
+    return logdet - 0.5 * (z.square() + LOG_2_PI).flatten(1).sum(1)
+
+
+class Block(nn.Module):
+    """What every block gives."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x -> (y of the same shape, log |det dy/dx| (n,))."""
+        raise NotImplementedError
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The x of which `forward` made y."""
+        raise NotImplementedError
+
+
+class Flow(Block):
+    """Blocks one after the other; all see the same condition."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(len(x), dtype=torch.float32)
+        for block in self.blocks:
+            x, logdet = block(x, condition)
+            total = total + logdet
+        return x, total
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        for block in reversed(self.blocks):
+            y = block.inverse(y, condition)
+        return y
+
+
+class HalfCoupling(Block):
+    """The second half of the channels is scaled and shifted by what a subnet makes of the first (AllInOneBlock's).
+
+    The condition (n, d) or (n, d, h, w), if any, is one more input of the subnet.
+    """
+
+    def __init__(self, channels: int, subnet: Subnet, *, clamp: float, condition: int = 0) -> None:
+        super().__init__()
+        self.sizes = (channels - channels // 2, channels // 2)
+        self.clamp = clamp
+        self.subnet = subnet(self.sizes[0] + condition, 2 * self.sizes[1])
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept, moved = x.split(self.sizes, dim=1)
+        scale, shift = self._affine(kept, condition)
+        return torch.cat([kept, moved * scale.exp() + shift], dim=1), scale.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        kept, moved = y.split(self.sizes, dim=1)
+        scale, shift = self._affine(kept, condition)
+        return torch.cat([kept, (moved - shift) * (-scale).exp()], dim=1)
+
+    def _affine(self, kept: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        seen = kept if condition is None else torch.cat([kept, condition], dim=1)
+        found = self.subnet(seen).float()  # a log-determinant in half precision would be noise
+        scale, shift = found.chunk(2, dim=1)
+        return soft_clamp(scale, self.clamp, "tanh"), 0.1 * shift
+
+
+class Coupling(Block):
+    """Each half of the channels is scaled and shifted by what a subnet makes of the other (GLOWCouplingBlock)."""
+
+    def __init__(self, channels: int, subnet: Subnet, *, clamp: float, condition: int = 0) -> None:
+        super().__init__()
+        self.sizes = (channels // 2, channels - channels // 2)
+        self.clamp = clamp
+        first, second = self.sizes
+        self.from_first = subnet(first + condition, 2 * second)
+        self.from_second = subnet(second + condition, 2 * first)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        first, second = x.split(self.sizes, dim=1)
+        scale1, shift1 = self._affine(self.from_second, second, condition)
+        first = first * scale1.exp() + shift1
+        scale2, shift2 = self._affine(self.from_first, first, condition)
+        second = second * scale2.exp() + shift2
+        return torch.cat([first, second], dim=1), scale1.flatten(1).sum(1) + scale2.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        first, second = y.split(self.sizes, dim=1)
+        scale2, shift2 = self._affine(self.from_first, first, condition)
+        second = (second - shift2) * (-scale2).exp()
+        scale1, shift1 = self._affine(self.from_second, second, condition)
+        return torch.cat([(first - shift1) * (-scale1).exp(), second], dim=1)
+
+    def _affine(self, subnet: nn.Module, seen: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        found = subnet(seen if condition is None else torch.cat([seen, condition], dim=1)).float()
+        scale, shift = found.chunk(2, dim=1)
+        return soft_clamp(scale, self.clamp, "atan"), shift
+
+
+class Scale(Block):
+    """A learned positive scale and a shift of each channel (the global affine part of AllInOneBlock, softplus)."""
+
+    def __init__(self, channels: int, initial: float = 1.0) -> None:
+        super().__init__()
+        # 0.1 * softplus(raw; beta 0.5) = 0.2 * log(1 + exp(raw / 2)) is `initial` at this value.
+        self.raw = nn.Parameter(torch.full((channels,), 2 * math.log(math.expm1(5 * initial))))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scale = self._scale()
+        logdet = scale.log().sum() * _positions(x)
+        return x * _broadcast(scale, x) + _broadcast(self.shift, x), logdet.expand(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return (y - _broadcast(self.shift, y)) / _broadcast(self._scale(), y)
+
+    def _scale(self) -> Tensor:
+        return 0.1 * F.softplus(self.raw, beta=0.5)
+
+
+class Permutation(Block):
+    """Channels in another order, drawn once from torch's own generator; its determinant is 1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(channels))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], x.new_zeros(len(x), dtype=torch.float32)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return y[:, self.order.argsort()]
+
+
+class Rotation(Block):
+    """Channels mixed by a random rotation, drawn once (a soft permutation, uniform over SO(c)); its determinant is 1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        matrix, triangle = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
+        matrix = matrix * triangle.diagonal().sign()  # else it would not be uniform (Mezzadri 2007)
+        matrix[:, 0] *= torch.linalg.det(matrix).sign()
+        self.register_buffer("matrix", matrix.float())
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _mix(x, self.matrix), x.new_zeros(len(x), dtype=torch.float32)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return _mix(y, self.matrix.T)
+
+
+class InvertibleConvolution(Block):
+    """Channels mixed by a learned invertible matrix, a 1x1 convolution W = P L (U + diag s) (Kingma and Dhariwal 2018,
+    arXiv:1807.03039, section 3.2): its determinant is the product of s."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        start = torch.linalg.qr(torch.randn(channels, channels))[0]
+        permutation, lower, upper = torch.linalg.lu(start)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("sign", upper.diagonal().sign())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_scale = nn.Parameter(upper.diagonal().abs().log())
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper = self._triangles()
+        logdet = self.log_scale.sum() * _positions(x)
+        return _mix(x, self.permutation @ lower @ upper), logdet.expand(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        lower, upper = self._triangles()
+        vectors = y.flatten(2).transpose(1, 2).flatten(0, 1) if y.ndim > 2 else y  # (m, c)
+        found = torch.linalg.solve_triangular(lower, self.permutation.T @ vectors.T, upper=False, unitriangular=True)
+        found = torch.linalg.solve_triangular(upper, found, upper=True).T
+        return found.view(len(y), -1, y.shape[1]).transpose(1, 2).reshape(y.shape) if y.ndim > 2 else found
+
+    def _triangles(self) -> tuple[Tensor, Tensor]:
+        lower = self.lower.tril(-1) + torch.eye(len(self.sign), device=self.sign.device)
+        return lower, self.upper.triu(1) + (self.sign * self.log_scale.exp()).diag()
+
+
+def _mix(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix (c, c) applied to the channels of (n, c) or (n, c, h, w)."""
+    return F.linear(x, matrix) if x.ndim == 2 else F.conv2d(x, matrix[:, :, None, None])
+
+
+def _broadcast(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (x.ndim - 2))
+
+
+def _positions(x: Tensor) -> int:
+    """How often a channel's scale counts: once, or once a position of a map."""
+    return math.prod(x.shape[2:])
