@@ -118,18 +118,26 @@ def ingest(
     inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
     rule: Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch it first, where that is offered.")] = False,
-    data_docs: Annotated[bool, typer.Option("--data-docs", help="Build Great Expectations' own pages, too.")] = False,
+    download: Annotated[bool | None, typer.Option("--download", help="Fetch it first, where that is offered.")] = None,
+    data_docs: Annotated[
+        bool | None, typer.Option(help="Build Great Expectations' own pages, too.  [default: yes]")
+    ] = None,
     store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
     report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
 ) -> None:
     """Take a data set in and judge it: what is usable, what is wrong and why, on one page."""
-    from flows.runfile import IngestRun, RunFile, RunFileError, read_run_file
+    from flows.runfile import IngestRun, RunFileError, read_run_file
 
     if name.endswith(".toml"):
-        values = read_run_file(Path(name)).model_dump(include=set(IngestRun.model_fields) & set(RunFile.model_fields))
+        if root or option or inspect:
+            raise RunFileError(
+                f"{name} says where the data lie and how they are read; leave out --root, --option, --inspect"
+            )
+        values = read_run_file(Path(name), IngestRun).model_dump()
+        if category:
+            values["data"] = [source | {"categories": category} for source in values["data"]]
     elif root is None:
         raise RunFileError(f"where {name} lies was not given; use --root FOLDER")
     else:
@@ -362,7 +370,9 @@ def _policy(rules: list[str] | None, in_file: dict[str, Any] | None) -> dict[str
     for text in rules:
         name, equals, severity = text.partition("=")
         if not (name and equals):
-            raise RunFileError(f"--rule {text!r} was given; expected RULE=SEVERITY, such as near_duplicate=reject")
+            raise RunFileError(
+                f"--rule {text!r} was given; expected RULE=SEVERITY, such as near_unique_in_split=reject"
+            )
         given[name] = severity
     return {**(in_file or {}), "rules": given}
 

@@ -14,7 +14,7 @@ from flows.runners import on_asked_runner, runner_for
 from flows.watch import Watch
 from storage.store import Store
 from tasks.download import download
-from tasks.report.data import Judged, data_report
+from tasks.report.data import DOCS, Judged, data_report
 from tasks.validate import build_data_docs
 
 IMAGE_SIZE = 256
@@ -58,7 +58,7 @@ def ingest(run: IngestRun) -> State[Outcome]:
             if found is not None:
                 judged.append(found)
                 if run.data_docs:
-                    folder = Path(run.report) / "data_docs" / shared.category.name
+                    folder = Path(run.report) / DOCS / shared.category.name
                     build_data_docs(steps["prepare"].result(), folder, run.validation)
         path = data_report(store.url, run.report, judged)
         watch.report(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -64,7 +64,7 @@ class IngestRun(_Run):
     """Data sets to take in and to judge, with nothing learned from them."""
 
     download: bool = Field(False, description="Fetch the data sets first, where their authors offer a direct address")
-    data_docs: bool = Field(False, description="Build Great Expectations' own pages, too, in `data_docs` of the report")
+    data_docs: bool = Field(True, description="Build Great Expectations' own pages, too, in `data_docs` of the report")
 
     @property
     def title(self) -> str:
@@ -101,10 +101,20 @@ class RunFile(_Run):
         return self
 
 
-def read_run_file(path: Path) -> RunFile:
-    """The run a TOML file describes; relative folders in it start at the current folder. Raises RunFileError."""
+_OF_A_BENCHMARK = set(RunFile.model_fields) - set(IngestRun.model_fields)
+_AnyRun = TypeVar("_AnyRun", RunFile, IngestRun)
+
+
+def read_run_file(path: Path, model: type[_AnyRun] = RunFile) -> _AnyRun:  # type: ignore[assignment]
+    """The run a TOML file describes; relative folders in it start at the current folder. Raises RunFileError.
+
+    A benchmark's file describes an ingest too: what is to be learned is left out.
+    """
     try:
-        return RunFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if model is IngestRun:
+            values = {key: value for key, value in values.items() if key not in _OF_A_BENCHMARK}
+        return model.model_validate(values)
     except OSError as error:
         raise RunFileError(f"{path} cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -115,13 +125,14 @@ def read_run_file(path: Path) -> RunFile:
 
 def explain(error: ValidationError) -> str:
     """What is wrong in words; an unknown key comes with the keys that are known there."""
-    return "; ".join(_explain_one(item) for item in error.errors())
+    run = IngestRun if error.title == "IngestRun" else RunFile
+    return "; ".join(_explain_one(item, run) for item in error.errors())
 
 
-def _explain_one(item: Any) -> str:
+def _explain_one(item: Any, run: type[_Run]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{where}: {item['msg']} (given: {item['input']!r})"
-    model = {"data": DataSource, "methods": MethodRun, "validation": Policy}.get(str(item["loc"][0]), RunFile)
-    known = model if len(item["loc"]) > 1 else RunFile
+    model = {"data": DataSource, "methods": MethodRun, "validation": Policy}.get(str(item["loc"][0]), run)
+    known = model if len(item["loc"]) > 1 else run
     return f"{where}: unknown key; known are {', '.join(sorted(known.model_fields))}"

@@ -51,6 +51,8 @@ class Dataset:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Published numbers of images: category -> {`train`, `validation`, `test/good`, `test/anomalous` or
     `test/<defect type>`: n}."""
+    counts_depend_on: tuple[str, ...] = ()
+    """Options of the reader with which the published numbers are others than `counts`."""
     downloads: tuple[Download, ...] = ()
 
 

@@ -79,7 +79,7 @@ def decode_mask(data: bytes, rule: str = "auto") -> np.ndarray:
         if name == "nonzero":
             return values != 0
         if name == "above":
-            return values > float(argument)
+            return (values * np.uint8(255) if values.dtype == bool else values) > float(argument)
         if name == "values":
             return np.isin(values, [int(number) for number in argument.split(",")])
     except ValueError as error:

@@ -69,7 +69,7 @@ def ingest(
     logger.info("%s: %d files read and hashed, the others known", dataset, hashes.hashed)
     seconds = cost.as_meta()["seconds"] / max(1, len(listing.samples))
     names = sorted({sample.category for sample in listing.samples} - set(listing.problems))
-    found = [_catalogue(store, listing, dataset, name, seconds, cost.peak_memory_mb) for name in names]
+    found = [_catalogue(store, listing, dataset, name, options or {}, seconds, cost.peak_memory_mb) for name in names]
     for name, reason in listing.problems.items():
         logger.warning("%s/%s cannot be used: %s", dataset, name, reason)
     return Ingested(found, listing.problems)
@@ -91,7 +91,13 @@ def _kept_hashes(store: Store, root: str) -> Hashes:
 
 
 def _catalogue(
-    store: Store, listing: Listing, dataset: str, name: str, seconds_per_image: float, peak_memory_mb: float
+    store: Store,
+    listing: Listing,
+    dataset: str,
+    name: str,
+    options: dict[str, Any],
+    seconds_per_image: float,
+    peak_memory_mb: float,
 ) -> Category:
     """Write the category's catalogue, unless it is there."""
     samples = [sample for sample in listing.samples if sample.category == name]
@@ -106,6 +112,7 @@ def _catalogue(
         set_aside=_rows(aside),
         folders=list(listing.folders),
         notes=listing.notes.get(name),
+        options=options,
     )
     if store.find(key) is None:
         with store.draft(key) as draft:
@@ -116,6 +123,7 @@ def _catalogue(
                     "set_aside": _rows(aside),
                     "folders": list(listing.folders),
                     "notes": listing.notes.get(name),
+                    "options": options,
                     "seconds": round(seconds_per_image * len(samples), 3),
                     "peak_memory_mb": round(peak_memory_mb, 1),
                 }

@@ -191,6 +191,46 @@ def test_a_run_file_that_cannot_be_used(text: str | None, message: str, al: Comm
     assert message in one_line(err)
 
 
+def test_a_data_set_is_told_about(al: Command) -> None:
+    code, out, _ = al("datasets", "show", "mt_defect")
+    assert code == 0
+    assert "train_share" in out
+    assert "MT_Free" in out
+    code, _, err = al("datasets", "show", "mt_defekt")
+    assert code == 2
+    assert "did you mean mt_defect" in one_line(err)
+
+
+def test_a_data_set_is_taken_in(api: str, demo_root: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    command = [*AL, "ingest", "mvtec_ad", "--root", str(demo_root), "--category", "brick"]
+    ended = subprocess.run(
+        [*command, "--store", str(tmp_path / "store"), "--report", str(report)], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert str(report / "data.html") in ended.stdout.replace("\n", "")
+    assert (report / "findings.csv").is_file()
+    assert 'href="data_docs/mvtec_ad/brick/index.html"' in (report / "data.html").read_text(encoding="utf-8")
+    assert (report / "data_docs/mvtec_ad/brick/index.html").is_file()
+
+
+def test_a_run_file_of_a_benchmark_or_an_ingest_is_taken_in(al: Command, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'seeds = [1]\ndata_docs = false\n[[data]]\ndataset = "demo"\nroot = "d"\n[data.options]\nside = 3\n'
+    )
+    code, _, err = al("ingest", str(path))
+    assert code == 2
+    assert "demo was given the option 'side'" in one_line(err)  # so every key of the file was understood
+    code, _, err = al("ingest", str(path), "--root", "elsewhere")
+    assert code == 2
+    assert "leave out --root" in one_line(err)
+    path.write_text('downlod = true\n[[data]]\ndataset = "demo"\nroot = "d"\n')
+    code, _, err = al("ingest", str(path))
+    assert code == 2
+    assert "downlod: unknown key; known are data, data_docs, device, download" in one_line(err)
+
+
 def test_options_win_over_the_run_file(al: Command, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[[data]]\ndataset = "demo"\nroot = "d"\n[[methods]]\nname = "padin"\n')

@@ -80,7 +80,9 @@ def test_the_log_determinant_is_that_of_autograds_jacobian(kind, shape):
     for row, found in zip(x, logdet, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda one: made(one[None])[0][0], row)
         _, expected = torch.linalg.slogdet(jacobian.reshape(row.numel(), -1))
-        assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=1e-4)  # couplings compute in float32
+        assert float(found.detach()) == pytest.approx(
+            float(expected.detach()), abs=1e-4
+        )  # couplings compute in float32
 
 
 @pytest.mark.parametrize("kind", ["half", "both", "flow"])

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.datasets import DATASETS, about, list_samples, options_of
+from storage.datasets import DATASETS, about, list_samples, options_of, published_counts
 from storage.errors import DatasetError, OutsideRoot
+from storage.files import Hashes
 from storage.listing import Dataset, Listing, images_in, refused
 from storage.readers import drawn, find_root, pair, strays
 
@@ -211,6 +212,42 @@ def test_an_option_of_a_wrong_value_says_what_is_expected(
     needed = {"train": "*/train/good/*.png"} if option == "test_share" and name == "folder" else {}
     with pytest.raises(DatasetError, match=re.escape(expected)):
         list_samples(name, miniature(tmp_path, name), None, {**needed, option: value})
+
+
+def test_a_draw_stays_the_same_for_ever() -> None:
+    """Splits of data sets without a published one rest on it: another draw would make figures incomparable."""
+    assert sorted(drawn([f"part_{n}" for n in range(10)], 0.3, 0)) == ["part_4", "part_8", "part_9"]
+    assert sorted(drawn([f"part_{n}" for n in range(10)], 0.3, 1)) == ["part_2", "part_6", "part_8"]
+
+
+def test_numbers_published_for_one_split_are_not_asked_of_another() -> None:
+    assert published_counts("visa", "candle", {})["train"] == 900
+    assert published_counts("visa", "candle", {"protocol": "1cls"})["train"] == 900
+    assert published_counts("visa", "candle", {"protocol": "2cls_fewshot"}) == {}
+    assert published_counts("own", "part", {}) == {}
+
+
+def test_a_file_is_read_again_only_when_its_size_or_time_has_changed(tmp_path: Path) -> None:
+    file, hashes = tmp_path / "a.png", Hashes()
+    file.write_bytes(b"one")
+    first = hashes.of(tmp_path, "a.png")
+    assert hashes.of(tmp_path, "a.png") == first
+    assert hashes.hashed == 2  # so young a file may change again within the clock's grain
+    os.utime(file, (1e9, 1e9))
+    for _ in range(3):
+        assert hashes.of(tmp_path, "a.png") == first
+    assert hashes.hashed == 3
+    kept = Hashes.from_parquet(hashes.to_parquet())
+    assert kept.of(tmp_path, "a.png") == first
+    assert kept.hashed == 0
+    file.write_bytes(b"two")  # as long, at another time
+    os.utime(file, (2e9, 1e9 + 1))
+    second = kept.of(tmp_path, "a.png")
+    assert second != first
+    file.write_bytes(b"three")  # longer, at the same time
+    os.utime(file, (2e9, 1e9 + 1))
+    assert kept.of(tmp_path, "a.png") not in (first, second)
+    assert kept.hashed == 2
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5, float("nan"), "0.5", True, None])

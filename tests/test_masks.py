@@ -66,6 +66,13 @@ def test_what_alpha_hides_is_no_mark() -> None:
     np.testing.assert_array_equal(decode_mask(png(pixels), "nonzero"), [[False, False, True]])
 
 
+def test_a_mask_of_one_bit_is_marked_by_every_rule() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[False, True]])).save(buffer, "PNG")
+    for rule in ("auto", "nonzero", "above:127", "values:1"):
+        np.testing.assert_array_equal(decode_mask(buffer.getvalue(), rule), [[False, True]])
+
+
 @pytest.mark.parametrize("data", [b"no mask", b"", png(np.zeros((64, 64), np.uint8))[:60]])
 def test_what_is_no_mask_is_refused(data: bytes) -> None:
     with pytest.raises(MaskError, match="export the mask again"):

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from test_report import Page, put
 
+from storage.datasets import published_counts
 from storage.store import Store
 from tasks.handles import Category
 from tasks.ingest import ingest
@@ -92,6 +93,7 @@ def judge(
     rejected = len({row["key"] for row in findings if row["severity"] == "reject"})
     asked = {"name": "readable", "description": "images can be decoded", "severity": "reject", "success": True}
     manifest = {"accepted": len(facts) - rejected, "rejected": rejected, "warned": 0, "stop": None}
+    manifest["published"] = published_counts(dataset, category, {})
     manifest |= {"expectations": [{**asked, "unexpected": 0}], "policy": {"rules": {}, "suspect_deviations": 6.0}}
     files = {"findings.parquet": parquet(findings, dict.fromkeys(FINDINGS, "string"))}
     verdict = put(store, f"verdicts/{folder}", {}, manifest | meta, files)

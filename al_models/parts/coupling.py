@@ -168,7 +168,7 @@ class Permutation(Block):
 
 
 class Rotation(Block):
-    """Channels mixed by a random rotation, drawn once (a soft permutation, uniform over SO(c)); its determinant is 1."""
+    """Channels mixed by a rotation drawn once, uniform over SO(c) (a soft permutation); its determinant is 1."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -53,6 +53,16 @@ def options_of(dataset: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def published_counts(dataset: str, category: str, options: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers of images as published, for a category read with these options; none where they are not known."""
+    if dataset not in DATASETS:
+        return {}
+    facts, usual = about(dataset), options_of(dataset)
+    if any(options.get(name, usual[name]) != usual[name] for name in facts.counts_depend_on):
+        return {}
+    return dict(facts.counts.get(category, {}))
+
+
 def check_options(dataset: str, options: Mapping[str, Any]) -> None:
     """Raises DatasetError, with the nearest names, for an option that the data set's reader does not have."""
     known = options_of(dataset)

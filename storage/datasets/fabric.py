@@ -25,7 +25,8 @@ Sources: the survey, section IV-A (three patterns, 25 good and 25 defective imag
 256); folders, names of files and codes from MATLAB and Python code in public repositories (Zhang 2012 for the codes;
 two repositories for *-patterned*fabric_with_groundtruth, one each for Reference, all_defect and <type>_GT; one for
 box/normal and defective/mask). Public code tests six types of five images of dot (with Knots), where the survey counts
-25. Not confirmed: the names of the masks, the numbers by type, and the licence.
+25. Terms: the readme of the fabric images as public code quotes it (nico-zck/ZJU-Leaper-Dataset,
+related_work/EloRating/readme.txt). Not confirmed: the names of the masks and the numbers of images.
 """
 
 from __future__ import annotations
@@ -75,15 +76,14 @@ _MARKS = ("d", "gt", "mask")
 
 DATASET = Dataset(
     title="Patterned fabrics of the University of Hong Kong: dot, star, box",
-    licence="not stated where it is offered, as far as we know; ask its authors",
+    licence="academic use only, for yourself; not to be passed on without approval; name the HKU laboratory",
     home="https://ytngan.wordpress.com/codes",
     citation="Tsang, Ngan, Pang, Fabric inspection based on the Elo rating method, Pattern Recognition 51, 2016",
     categories=PATTERNS,
     images=150,
     tree=TREE,
-    obtain="Follow the links to the fabric images on its home page and unpack each pattern into one folder.",
+    obtain="For academic use: follow the links on its home page and unpack each pattern into one folder.",
     split="none published: a seeded share of the good images (`test_share`, `seed`) and all defective ones are judged",
-    counts={name: {"test/anomalous": 25} for name in PATTERNS},
 )
 
 

@@ -15,6 +15,8 @@ fewer good ones.
 The word for a defect is taken from `image_anno.csv`, which names one or several for an image; several are `combined`.
 A copy reorganised by the authors' prepare_data.py (1cls/<category>/train/good/...) is read by `folder`.
 
+anomalib calls the licence CC BY-NC-SA 4.0; the authors' README says CC BY 4.0, which stands here.
+
 Sources: README, split_csv and prepare_data.py (any non-zero value is anomalous) of github.com/amazon-science/spot-diff;
 image_anno.csv and its columns from readers in public repositories. Numbers of images: normal and anomalous from that
 README; their division by 1cls.csv (tenths, rounded) was compared with the CSV for pipe_fryum only.
@@ -70,6 +72,7 @@ DATASET = Dataset(
     counts={
         name: {"train": train, "test/good": good, "test/anomalous": 100} for name, (train, good) in _PUBLISHED.items()
     },
+    counts_depend_on=("protocol",),
     downloads=(
         Download(
             url="https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",

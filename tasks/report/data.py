@@ -30,6 +30,8 @@ from tasks.validate import findings as read_findings
 
 PAGE = "data.html"
 CSV = "findings.csv"
+DOCS = "data_docs"
+"""Folder of Great Expectations' own pages, beside the page."""
 
 _FACT = ["key", "path", "split", "label", "defect_type", "readable", "width", "height", "mask_fraction", *MEASURES]
 _SUSPECT = ("id", "key", "score", "deviations", "suspected", "x", "y")
@@ -63,19 +65,21 @@ def write_data_page(store: Store, folder: str | Path, judged: Sequence[Judged]) 
     """Write data.html and findings.csv; the path of data.html. What the store has lost becomes a sentence."""
     folder, budget = Path(folder).absolute(), _budget(len(judged))
     datasets = {name: _about(name) for name in sorted({one.category.dataset for one in judged})}
-    views, tables = [], []
+    views, tables, docs = [], [], []
     for number, one in enumerate(judged, start=1):
         stored = read(store, one)
-        facts = datasets[one.category.dataset]
-        published = {} if facts is None else facts.counts.get(one.category.category, {})
+        published = (stored.meta or {}).get("published", {})
         unreadable = stored.facts.loc[~stored.facts["readable"], "key"]
         thumbnails = Thumbnails(store, one.images, stored.facts["key"].tolist(), unreadable)
         views.append(view_of(stored, f"category-{number}", _name(one, judged), published, thumbnails, budget))
+        pages = f"{DOCS}/{one.category.name}/index.html"
+        docs.append(pages if (folder / pages).is_file() else None)
         tables.append(_all_findings(one.category, stored))
     states = Counter(view.state for view in views)
     page = environment().get_template("data.html.j2")
     text = page.render(
         views=views,
+        docs=docs,
         states={state: states[state] for state in STATES if state in states},
         state_words=STATES,
         datasets=datasets,

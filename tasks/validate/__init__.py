@@ -19,7 +19,7 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.datasets import DATASETS, about
+from storage.datasets import published_counts
 from storage.samples import Sample, fingerprint, from_parquet, to_parquet
 from storage.store import Draft, Store
 from tasks.handles import Category, Prepared, Validated
@@ -55,7 +55,7 @@ def validate(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> Validated:
 
     The output holds the accepted samples (`samples.parquet`), what was found (`findings.parquet`, a row a finding, with
     the columns `FINDINGS`; key and path are empty where it is about the whole category) and a summary in the manifest:
-    fingerprint, numbers of images (accepted, rejected, warned; counts: listed and accepted by kind), stop,
+    fingerprint, numbers of images (accepted, rejected, warned; counts: listed and accepted by kind; published), stop,
     expectations and the policy. Raises CategoryStopped, after the verdict is kept, for a category that nothing can be
     learned from.
     """
@@ -77,7 +77,7 @@ def verdict_key(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> str:
         images=prepared.images,
         catalogue=category.catalogue,
         policy=policy.model_dump(),
-        published=_published(category),
+        published=_published(Store(category.store), category),
         code=code_fingerprint(*_MODULES),
     )
 
@@ -128,6 +128,7 @@ def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> di
         "stop": _why_stop(found),
         "expectations": [_summary(rule, outcomes[rule.name]) for rule in (*rules, enough)],
         "policy": policy.model_dump(),
+        "published": _published(store, prepared.category),
     }
 
 
@@ -135,14 +136,13 @@ def _questions(store: Store, prepared: Prepared, policy: Policy) -> tuple[dict[s
     """The tables, and what is expected of them."""
     facts = store.read_bytes(f"{store.get(prepared.images).folder}/facts.parquet")
     images = with_comparisons(pd.read_parquet(io.BytesIO(facts)), policy)
-    counts = counts_table(images, _published(prepared.category))
+    counts = counts_table(images, _published(store, prepared.category))
     return {"images": images, "counts": counts}, rules_for(images, counts, policy, prepared.image_size)
 
 
-def _published(category: Category) -> dict[str, int]:
+def _published(store: Store, category: Category) -> dict[str, int]:
     """Numbers of images as published, where they are known."""
-    known = about(category.dataset).counts if category.dataset in DATASETS else {}
-    return dict(known.get(category.category, {}))
+    return published_counts(category.dataset, category.category, store.get(category.catalogue).meta.get("options", {}))
 
 
 def _findings(
