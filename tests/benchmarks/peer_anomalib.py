@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import time
 from importlib.metadata import distribution
 from pathlib import Path
@@ -33,11 +34,14 @@ def main() -> None:
     parser.add_argument("category")
     parser.add_argument("method", choices=["padim", "patchcore"])
     parser.add_argument("--coreset-ratio", type=float, default=0.01)
+    parser.add_argument("--our-coreset", action="store_true", help="the same greedy choice, made by our code")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
     torch.manual_seed(given.seed)
+    if given.our_coreset:
+        choose_as_we_do()
     model = build(given)
     load_weights(model)
     data = MVTecAD(root=given.root, category=given.category, train_batch_size=16, eval_batch_size=16, num_workers=0)
@@ -52,6 +56,22 @@ def main() -> None:
     predict_seconds = time.perf_counter() - start
     said = {"seconds": seconds, "peak_memory_mb": peak, "predict_seconds": predict_seconds}
     print(json.dumps({name: round(value, 1) for name, value in said.items()}))
+
+
+def choose_as_we_do() -> None:
+    """Have anomalib's coreset chosen by `greedy_coreset`: the same points of the same projection, far sooner."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from anomalib.models.components.sampling import KCenterGreedy
+
+    from al_models.parts.coreset import greedy_coreset
+
+    def select(self: KCenterGreedy) -> list[int]:
+        self.model.fit(self.embedding)
+        first = int(torch.randint(high=self.n_observations, size=(1,)))
+        rows: list[int] = greedy_coreset(self.model.transform(self.embedding), self.coreset_size, first=first).tolist()
+        return rows
+
+    KCenterGreedy.select_coreset_idxs = select
 
 
 def build(given: argparse.Namespace) -> Padim | Patchcore:
