@@ -60,7 +60,7 @@ def ingest(run: IngestRun) -> State[Outcome]:
                 if run.data_docs:
                     folder = Path(run.report) / DOCS / shared.category.name
                     build_data_docs(steps["prepare"].result(), folder, run.validation)
-        path = data_report(store.url, run.report, judged)
+        path = data_report(store.url, run.report, judged, run.data_docs)
         watch.report(path)
     outcome = Outcome(path, judged, unusable, remarks)
     if unusable:

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_SEE = 32
 """Images that show whether all are aligned."""
-_loaded: WeakValueDictionary[tuple[str, str], Detector] = WeakValueDictionary()
-"""(store, key) -> a model in use: calibration and prediction run side by side, and one copy serves both."""
+_loaded: WeakValueDictionary[tuple[str, str, str], Detector] = WeakValueDictionary()
+"""(store, key, device) -> a model in use: calibration and prediction run side by side, and one copy serves both."""
 _loading = threading.Lock()
 
 
@@ -82,10 +82,11 @@ def source_for(
 
 def load_model(store: Store, key: str, cell: Cell) -> Detector:
     """The fitted detector, for reading only. Raises Damaged when its state is not what was written."""
+    asked = store.url, key, cell.device  # a model moves to the device that it predicts on
     with _loading:
-        detector = _loaded.get((store.url, key))
+        detector = _loaded.get(asked)
         if detector is None:
-            _loaded[store.url, key] = detector = _load(store, key, cell)
+            _loaded[asked] = detector = _load(store, key, cell)
         return detector
 
 

@@ -15,6 +15,7 @@ from conftest import AL
 
 from al_models.registry import METHODS
 from flows.cli import main
+from flows.runfile import IngestRun
 from storage.datasets import DATASETS
 from storage.records import RunRecord, write_record
 from storage.store import Store
@@ -214,7 +215,9 @@ def test_a_data_set_is_taken_in(api: str, demo_root: Path, tmp_path: Path) -> No
     assert (report / "data_docs/mvtec_ad/brick/index.html").is_file()
 
 
-def test_a_run_file_of_a_benchmark_or_an_ingest_is_taken_in(al: Command, tmp_path: Path) -> None:
+def test_a_run_file_of_a_benchmark_or_an_ingest_is_taken_in(
+    al: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "run.toml"
     path.write_text(
         'seeds = [1]\ndata_docs = false\n[[data]]\ndataset = "demo"\nroot = "d"\n[data.options]\nside = 3\n'
@@ -225,6 +228,12 @@ def test_a_run_file_of_a_benchmark_or_an_ingest_is_taken_in(al: Command, tmp_pat
     code, _, err = al("ingest", str(path), "--root", "elsewhere")
     assert code == 2
     assert "leave out --root" in one_line(err)
+    asked: list[IngestRun] = []
+    monkeypatch.setattr("flows.cli._ingest", asked.append)
+    path.write_text('data_docs = false\nseeds = [1]\n[[data]]\ndataset = "demo"\nroot = "d"\n')
+    assert al("ingest", str(path), "--category", "brick")[0] == 0
+    assert al("ingest", str(path), "--data-docs")[0] == 0
+    assert [(run.data[0].categories, run.data_docs) for run in asked] == [(["brick"], False), (None, True)]
     path.write_text('downlod = true\n[[data]]\ndataset = "demo"\nroot = "d"\n')
     code, _, err = al("ingest", str(path))
     assert code == 2

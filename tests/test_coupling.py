@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from al_models.errors import UnknownName
 from al_models.parts.coupling import (
     Coupling,
     Flow,
@@ -128,3 +129,11 @@ def test_a_clamped_scale_stays_within_its_limit_and_keeps_its_sign(curve):
     assert found.abs().max() <= 1.9
     assert (found.diff() >= 0).all()
     assert float(soft_clamp(torch.zeros(1), 1.9, curve)) == 0
+
+
+def test_the_curves_of_a_clamp_are_those_of_the_papers_code():
+    one = torch.tensor([1.9])
+    assert float(soft_clamp(one, 1.9, "atan")) == pytest.approx(0.95)  # atan 1 is a quarter of pi
+    assert float(soft_clamp(10 * one, 1.9, "tanh")) == pytest.approx(1.9 * math.tanh(1.9))
+    with pytest.raises(UnknownName, match="did you mean atan"):
+        soft_clamp(one, 1.9, "atan2")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from al_models import create
+from storage.store import Store
 from tasks import compute
 from tasks import fit as fit_module
-from tasks.fit import fit
+from tasks.extract import extract
+from tasks.fit import fit, load_model
 from tasks.handles import Category, Cell, Prepared, Validated
 from tasks.ingest import ingest
 from tasks.prepare import prepare
@@ -53,3 +59,21 @@ def test_a_method_that_compares_positions_warns_where_parts_move(most: int, warn
     assert [("not aligned" in warning) for warning in warnings] == [True] * warned
     assert fit_module._doubts(create("patchcore"), validated, ids) == []
     assert fit_module._doubts(create("padim"), validated, ids[:1]) == []
+
+
+def test_a_model_in_use_is_in_memory_once(demo_root: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    (category,) = ingest.fn(store.url, "mvtec_ad", str(demo_root), ["brick"]).categories
+    validated = validate.fn(prepare.fn(category, 64))
+    cell = Cell("mvtec_ad", "brick", "padim", {"image_size": 64, "channels": 10}, device="cpu")
+    spec = create(cell.method, **cell.params).feature_spec()
+    assert spec is not None
+    key = fit.fn(cell, validated, extract.fn(validated, spec, "cpu"))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load_model(store, key, cell), range(2))
+    assert first is second
+    assert load_model(store, key, replace(cell, device="auto")) is not first
+    used = ref(first)
+    del first, second
+    gc.collect()
+    assert used() is None  # nothing holds it when nobody uses it

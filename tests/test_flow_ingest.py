@@ -79,8 +79,9 @@ def test_a_file_is_read_and_decoded_once(data: Path, tmp_path: Path, monkeypatch
         return name
 
     monkeypatch.setattr(Hashes, "of", of)
-    _, again = take_in(run)
+    _, again = take_in(run.model_copy(update={"data_docs": False}))
     assert again.judged == first.judged
+    assert "data_docs/" not in Path(again.report).read_text(encoding="utf-8")  # those that lie there are older
     changed = max(counted)
     assert changed == 0 or changed == len(counted)  # all of them were made less than two seconds before, or none
 

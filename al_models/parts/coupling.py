@@ -6,7 +6,7 @@ normal density of the outcome z, log p(x) = log N(z) + log |det dz/dx| (Dinh, So
 arXiv:1605.08803).
 
 Written here, not taken from FrEIA: its last release is of 2022, and what the survey's methods need of it are these few
-blocks; theirs follow its conventions (names in brackets), so that the papers' clamps and scales mean the same.
+blocks. They follow the code that the papers were published with, so that their clamps and scales mean the same.
 
 Shapes: n images or positions, c channels, h x w positions of a map.
 """
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from al_models.errors import unknown
+
 Subnet = Callable[[int, int], nn.Module]
 """(channels in, channels out) -> the network inside a coupling; it may be anything that keeps n, h and w."""
 
@@ -27,11 +29,13 @@ LOG_2_PI = math.log(2 * math.pi)
 
 
 def soft_clamp(scale: Tensor, limit: float, curve: str) -> Tensor:
-    """A log-scale kept within ±limit. `tanh`: of a tenth of it (AllInOneBlock); `atan`: about linear in the middle
-    (RealNVP and GLOW blocks)."""
+    """A log-scale kept within ±limit. `tanh`: of a tenth of it (AllInOneBlock); `atan`: of the scale in units of the
+    limit, as in DifferNet's code (FrEIA's own GLOW block does not divide). Raises UnknownName for another curve."""
     if curve == "tanh":
         return limit * torch.tanh(0.1 * scale)
-    return limit * (2 / math.pi) * torch.atan(scale / limit)
+    if curve == "atan":
+        return limit * (2 / math.pi) * torch.atan(scale / limit)
+    raise unknown("clamp", curve, ["atan", "tanh"])
 
 
 def log_likelihood(z: Tensor, logdet: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ class HalfCoupling(Block):
 
 
 class Coupling(Block):
-    """Each half of the channels is scaled and shifted by what a subnet makes of the other (GLOWCouplingBlock)."""
+    """Each half of the channels is scaled and shifted by what a subnet makes of the other (DifferNet's GLOW block)."""
 
     def __init__(self, channels: int, subnet: Subnet, *, clamp: float, condition: int = 0) -> None:
         super().__init__()

@@ -26,7 +26,8 @@ Sources: the survey, section IV-A (three patterns, 25 good and 25 defective imag
 two repositories for *-patterned*fabric_with_groundtruth, one each for Reference, all_defect and <type>_GT; one for
 box/normal and defective/mask). Public code tests six types of five images of dot (with Knots), where the survey counts
 25. Terms: the readme of the fabric images as public code quotes it (nico-zck/ZJU-Leaper-Dataset,
-related_work/EloRating/readme.txt). Not confirmed: the names of the masks and the numbers of images.
+related_work/EloRating/readme.txt). Not confirmed: the names of the masks and the
+numbers by type.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ DATASET = Dataset(
     tree=TREE,
     obtain="For academic use: follow the links on its home page and unpack each pattern into one folder.",
     split="none published: a seeded share of the good images (`test_share`, `seed`) and all defective ones are judged",
+    counts={name: {"test/anomalous": 25} for name in PATTERNS},
 )
 
 

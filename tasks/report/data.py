@@ -56,30 +56,29 @@ class Judged:
 
 
 @task(name="data report", task_run_name="data report", cache_policy=NO_CACHE)
-def data_report(store_url: str, out: str, judged: list[Judged]) -> str:
-    """Write data.html and findings.csv to the local folder `out`; the path of data.html."""
-    return write_data_page(Store(store_url), out, judged)
+def data_report(store_url: str, out: str, judged: list[Judged], docs: bool = False) -> str:
+    """Write data.html and findings.csv to the local folder `out`; the path of data.html. `docs`: Great Expectations'
+    own pages were built beside it."""
+    return write_data_page(Store(store_url), out, judged, docs=docs)
 
 
-def write_data_page(store: Store, folder: str | Path, judged: Sequence[Judged]) -> str:
+def write_data_page(store: Store, folder: str | Path, judged: Sequence[Judged], *, docs: bool = False) -> str:
     """Write data.html and findings.csv; the path of data.html. What the store has lost becomes a sentence."""
     folder, budget = Path(folder).absolute(), _budget(len(judged))
     datasets = {name: _about(name) for name in sorted({one.category.dataset for one in judged})}
-    views, tables, docs = [], [], []
+    views, tables = [], []
     for number, one in enumerate(judged, start=1):
         stored = read(store, one)
         published = (stored.meta or {}).get("published", {})
         unreadable = stored.facts.loc[~stored.facts["readable"], "key"]
         thumbnails = Thumbnails(store, one.images, stored.facts["key"].tolist(), unreadable)
         views.append(view_of(stored, f"category-{number}", _name(one, judged), published, thumbnails, budget))
-        pages = f"{DOCS}/{one.category.name}/index.html"
-        docs.append(pages if (folder / pages).is_file() else None)
         tables.append(_all_findings(one.category, stored))
     states = Counter(view.state for view in views)
     page = environment().get_template("data.html.j2")
     text = page.render(
         views=views,
-        docs=docs,
+        docs=[f"{DOCS}/{one.category.name}/index.html" if docs else None for one in judged],
         states={state: states[state] for state in STATES if state in states},
         state_words=STATES,
         datasets=datasets,

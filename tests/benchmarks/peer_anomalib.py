@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def choose_as_we_do() -> None:
-    """Have anomalib's coreset chosen by `greedy_coreset`: the same points of the same projection, far sooner."""
+    """Have anomalib's coreset chosen by `greedy_coreset`: the same rule on the same projection, far sooner."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from anomalib.models.components.sampling import KCenterGreedy
 
