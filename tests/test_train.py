@@ -48,15 +48,15 @@ def network(seed=0):
 
 def fit(runtime=Runtime(), kill_at=None, validated=True, **changes):  # noqa: B008 (frozen)
     """Learn the mean of two channels of noise; optionally die in the draw of a step."""
-    settings = {"steps": 30, "batch_size": 4, "learning_rate": 0.01, "check_every": 4, "checkpoint_every_s": 0.0}
+    settings = {"steps": 30, "learning_rate": 0.01, "check_every": 4, "checkpoint_every_s": 0.0}
     net, drawn = network(), [0]
     held = torch.rand(8, 2, 6, 6, generator=torch.Generator().manual_seed(99))
 
-    def draw(generator, n):
+    def draw(step, generator):
         drawn[0] += 1
         if drawn[0] == kill_at:
             raise Killed
-        return torch.rand(n, 2, 6, 6, generator=generator)
+        return torch.rand(4, 2, 6, 6, generator=generator)
 
     def loss(batch):
         return ((net(batch) - batch.mean(1, keepdim=True)) ** 2).mean()
@@ -156,7 +156,7 @@ def scripted(judgements, runtime=Runtime(), **changes):  # noqa: B008 (frozen)
             raise Killed
         return judged
 
-    plan = TrainPlan(**({"steps": 20, "batch_size": 1, "learning_rate": 1.0, "check_every": 2} | changes))
+    plan = TrainPlan(**({"steps": 20, "learning_rate": 1.0, "check_every": 2} | changes))
     turn = Turn(weight, lambda batch: -weight.weight.sum())
     history = train("fit one", [turn], lambda generator, n: None, plan, runtime, validate)
     return weight.weight.item(), history, seen
@@ -241,11 +241,11 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
         seen.append(out.dtype)
         return out.float().square().mean()
 
-    plan = TrainPlan(steps=2, batch_size=2, learning_rate=0.01)
+    plan = TrainPlan(steps=2, learning_rate=0.01)
     train(
         "fit toy",
         [Turn(net, loss)],
-        lambda generator, n: torch.rand(n, 2, 6, 6, generator=generator),
+        lambda step, generator: torch.rand(4, 2, 6, 6, generator=generator),
         plan,
         Runtime(mixed_precision=True),
     )
@@ -259,11 +259,42 @@ def test_adversaries_take_turns_and_move_only_themselves():
         for p in (*forger.parameters(), *judge.parameters()):
             p.fill_(0.5)
     turns = [Turn(judge, lambda x: judge(forger(x).detach()).mean()), Turn(forger, lambda x: -judge(forger(x)).mean())]
-    plan = TrainPlan(steps=1, batch_size=2, learning_rate=0.1, optimiser="sgd")
-    train("fit gan", turns, lambda generator, n: torch.ones(n, 1), plan, Runtime())
+    plan = TrainPlan(steps=1, learning_rate=0.1, optimiser="sgd")
+    train("fit gan", turns, lambda step, generator: torch.ones(2, 1), plan, Runtime())
     # The judge goes down its own slope (x' = 1, bias 1); the forger then sees the moved judge, of weight 0.4.
     assert [p.item() for p in judge.parameters()] == pytest.approx([0.4, 0.4])
     assert [p.item() for p in forger.parameters()] == pytest.approx([0.54, 0.54])
+
+
+def test_a_limit_of_time_counts_all_resumptions(monkeypatch):
+    clock = [0.0]
+
+    def monotonic():
+        clock[0] += 1.0  # each look at the clock takes a second, and a step looks twice
+        return clock[0]
+
+    monkeypatch.setattr("al_models.parts.train.time.monotonic", monotonic)
+    changes = {"steps": 100, "max_minutes": 8.5 / 60}
+    _, whole = fit(**changes)
+    kept = Kept()
+    with pytest.raises(Killed):
+        fit(Runtime(checkpoints=kept), kill_at=6, **changes)
+    _, resumed = fit(Runtime(checkpoints=kept), **changes)
+    assert whole.stopped_by == resumed.stopped_by == "time"
+    assert whole.losses == resumed.losses
+    assert whole.losses[-1][0] == 9
+
+
+def test_warming_up_is_a_line_to_what_the_schedule_says():
+    net, seen = nn.Linear(1, 1, bias=False), []
+
+    def loss(batch):
+        seen.append(net.weight.item())
+        return -net(batch).mean()  # of slope -1, so a step adds the rate
+
+    plan = TrainPlan(steps=5, learning_rate=0.4, optimiser="sgd", momentum=0.0, warm_up=4)
+    train("fit toy", [Turn(net, loss)], lambda step, generator: torch.ones(1, 1), plan, Runtime())
+    assert np.diff(seen) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_progress_begins_and_ends():
@@ -280,13 +311,15 @@ def test_a_diverging_fit_says_what_to_change():
 
 def test_plans_that_make_no_sense_are_refused():
     with pytest.raises(UnknownName, match="adamw"):
-        TrainPlan(steps=1, batch_size=1, learning_rate=1.0, optimiser="adamv")
+        TrainPlan(steps=1, learning_rate=1.0, optimiser="adamv")
     with pytest.raises(UnknownName, match="cosine"):
-        TrainPlan(steps=1, batch_size=1, learning_rate=1.0, schedule="cosin")
+        TrainPlan(steps=1, learning_rate=1.0, schedule="cosin")
     with pytest.raises(InvalidInput, match="steps = 0"):
-        TrainPlan(steps=0, batch_size=1, learning_rate=1.0)
+        TrainPlan(steps=0, learning_rate=1.0)
     with pytest.raises(InvalidInput, match="learning_rate"):
-        TrainPlan(steps=1, batch_size=1, learning_rate=0.0)
+        TrainPlan(steps=1, learning_rate=0.0)
+    with pytest.raises(InvalidInput, match="max_minutes"):
+        TrainPlan(steps=1, learning_rate=1.0, max_minutes=0.0)
 
 
 def test_hold_out_splits_by_seed():

@@ -36,7 +36,6 @@ class Backbone:
             network = _network(spec)
         self.spec, self.device = spec, torch.device(device)
         self.network = _fold_batch_norms(network, spec.image_size).to(self.device, memory_format=torch.channels_last)
-        self.mean, self.std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in _normalisation(spec))
 
     @torch.no_grad()  # not inference_mode, whose tensors a detector could not train on
     def __call__(self, images: Tensor) -> dict[int, Tensor]:
@@ -48,8 +47,10 @@ class Backbone:
                 f"the backbone was given {images.dtype} {tuple(images.shape)}; it takes uint8 "
                 f"(n, {size}, {size}, 3 or 1): resize with al_models.parts.images.resize, or ask for another image_size"
             )
-        x = images.to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
-        x = ((x - self.mean) / self.std).to(memory_format=torch.channels_last)  # gray is broadcast to three channels
+        return self.features(standardised(images.to(self.device), self.spec))
+
+    def features(self, x: Tensor) -> dict[int, Tensor]:
+        """float32 (n, 3, h, w), as `standardised` gives it -> layer -> (n, c, h, w). Gradients reach x."""
         return dict(zip(_in_order(self.spec), self.network(x), strict=True))
 
 
@@ -57,6 +58,25 @@ class Backbone:
 def cached_backbone(spec: FeatureSpec, device: str = "cpu") -> Backbone:
     """A backbone, built once a process."""
     return Backbone(spec, device)
+
+
+def standardised(images: Tensor, spec: FeatureSpec) -> Tensor:
+    """Pixels as the backbone's weights were trained on: uint8 (n, h, w, 3 or 1) -> float32 (n, 3, h, w)."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in _normalisation(spec))
+    x = images.permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
+    return ((x - mean) / std).to(memory_format=torch.channels_last)  # gray is broadcast to three channels
+
+
+def untrained(spec: FeatureSpec) -> nn.Module:
+    """The same network with random weights, to be trained: float32 (n, 3, h, w) -> a list of the layers, in order."""
+    return timm.create_model(
+        spec.backbone,
+        pretrained=False,
+        features_only=True,
+        out_indices=_in_order(spec),
+        **_size_argument(spec),
+        **_location_argument(spec),
+    )
 
 
 def _network(spec: FeatureSpec) -> nn.Module:
@@ -72,7 +92,7 @@ def _network(spec: FeatureSpec) -> nn.Module:
             features_only=True,  # a CNN is cut after the last stage; a transformer runs forward_intermediates
             out_indices=_in_order(spec),
             **_size_argument(spec),
-            **({} if spec.location == "bottleneck" else {"feature_location": spec.location}),
+            **_location_argument(spec),
         )
     except TypeError as error:
         if spec.location == "bottleneck":
@@ -105,6 +125,11 @@ def _package_hint(backbone: str) -> str:
 def _in_order(spec: FeatureSpec) -> tuple[int, ...]:
     """The layers as the network gives them: from the first to the last and each once, however they were asked for."""
     return tuple(sorted(set(spec.layers)))
+
+
+def _location_argument(spec: FeatureSpec) -> dict[str, object]:
+    """Only EfficientNets know the argument."""
+    return {} if spec.location == "bottleneck" else {"feature_location": spec.location}
 
 
 def _size_argument(spec: FeatureSpec) -> dict[str, object]:

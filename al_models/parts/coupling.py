@@ -221,7 +221,9 @@ class InvertibleConvolution(Block):
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     """matrix (c, c) applied to the channels of (n, c) or (n, c, h, w)."""
-    return F.linear(x, matrix) if x.ndim == 2 else F.conv2d(x, matrix[:, :, None, None])
+    with torch.autocast(x.device.type, enabled=False):  # of what is mixed in half precision nothing could be undone
+        matrix = matrix.to(x.dtype)
+        return F.linear(x, matrix) if x.ndim == 2 else F.conv2d(x, matrix[:, :, None, None])
 
 
 def _broadcast(values: Tensor, x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 The caller brings the modules, their loss, a way to draw a training batch and a way to judge held-out good images; the
 loop brings everything else: seeds, optimiser, learning rate, clipping, mixed precision, channels-last, early stopping
-with the best weights kept, progress, and checkpoints. A fit that was killed and resumed ends with the same bits on a
-CPU as one that was not, because all that the next step depends on is in the checkpoint.
+with the best weights kept, a limit of steps and of time, progress, and checkpoints. A fit that was killed and resumed
+ends with the same bits on a CPU as one that was not, because all that the next step depends on is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from al_models.types import Checkpoints, Runtime
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
-Draw = Callable[[torch.Generator, int], Any]
-"""(generator on the CPU, batch size) -> a random training batch; equal generators, equal batches."""
+Draw = Callable[[int, torch.Generator], Any]
+"""(step, generator on the CPU) -> a training batch; the same step and an equal generator give the same batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,25 @@ class TrainPlan:
 
     steps: int
     """Batches at most."""
-    batch_size: int
     learning_rate: float
     """The highest of the schedule."""
     optimiser: str = "adam"
-    """adam, adamw, or sgd (momentum 0.9)."""
+    """adam, adamw or sgd."""
+    momentum: float = 0.9
+    """Of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adam and adamw."""
+    eps: float = 1e-8
+    """Of adam and adamw."""
     weight_decay: float = 0.0
     """Added to the gradient (adam, sgd) or taken from the weights (adamw)."""
     schedule: str = "constant"
     """constant, cosine (to 0), or one_cycle (Smith & Topin 2019: 30 % up from 1/25, then down to 1/250000)."""
+    warm_up: int = 0
+    """Steps at the start in which the rate rises in a line to what the schedule says."""
+    max_minutes: float | None = None
+    """Minutes of training, over all resumptions, after which to stop; None: no limit. Where it stops a training, the
+    result depends on the machine's speed."""
     clip: float | None = None
     """Longest gradient of a module, in L2 norm; None: as it comes."""
     check_every: int = 100
@@ -61,11 +71,13 @@ class TrainPlan:
             raise unknown("optimiser", self.optimiser, OPTIMISERS)
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
-        for name in ("steps", "batch_size", "check_every"):
+        for name in ("steps", "check_every"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} = {getattr(self, name)}; a training needs at least 1")
-        if self.learning_rate <= 0:
-            raise InvalidInput(f"learning_rate = {self.learning_rate}; give a positive number")
+        for name in ("learning_rate", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InvalidInput(f"{name} = {value}; give a positive number")
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ class History:
     losses: tuple[tuple[int, float, float], ...]
     """(step, mean training loss since the last look, validation loss); NaN where nothing was held out."""
     stopped_by: str
-    """`patience` or `steps`."""
+    """`patience`, `steps` or `time`."""
     best_step: int
     """Step whose weights were kept."""
 
@@ -160,7 +172,7 @@ def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
     progress(training.what, training.step, plan.steps)
     while training.stopped_by() is None:
         training.advance()
-        if training.step % plan.check_every == 0 or training.step == plan.steps:
+        if training.step % plan.check_every == 0 or training.stopped_by():
             training.look()
         if checkpoints and to_save.due():
             checkpoints.save(training.state())
@@ -203,6 +215,7 @@ class _Training:
         self.optimisers = [_optimiser(turn.module, plan) for turn in turns]
         self.generator = torch.Generator().manual_seed(runtime.seed)
         self.step = self.best_step = self.stale = 0
+        self.elapsed_s = 0.0
         self.best = self.mark = math.inf  # lowest validation loss, and the one that patience measures from
         self.best_weights: list[dict[str, torch.Tensor]] = []
         self.losses: list[tuple[int, float, float]] = []
@@ -211,8 +224,10 @@ class _Training:
 
     def advance(self) -> None:
         """One step: each module takes its turn on the same batch."""
-        batch = self.draw(self.generator, self.plan.batch_size)
+        start = time.monotonic()
+        batch = self.draw(self.step, self.generator)
         rate_now = self.plan.learning_rate * rate(self.plan.schedule, self.step, self.plan.steps)
+        rate_now *= min(1.0, (self.step + 1) / max(1, self.plan.warm_up))
         for turn, optimiser in zip(self.turns, self.optimisers, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate_now
@@ -225,6 +240,7 @@ class _Training:
             optimiser.step()
             self.loss_sum += loss.detach()
         self.step += 1
+        self.elapsed_s += time.monotonic() - start
 
     def look(self) -> None:
         """Judge the held-out images, note the losses, keep the weights if they are the best so far."""
@@ -251,6 +267,8 @@ class _Training:
         """Why to stop now, or None."""
         if self.plan.patience is not None and self.stale >= self.plan.patience:
             return "patience"
+        if self.plan.max_minutes is not None and self.elapsed_s >= 60 * self.plan.max_minutes:
+            return "time"
         return "steps" if self.step >= self.plan.steps else None
 
     def keep_best(self) -> None:
@@ -265,6 +283,7 @@ class _Training:
             "plan": np.frombuffer(self._identity().encode(), np.uint8),
             "counters": np.array([self.step, self.best_step, self.stale]),
             "marks": np.array([self.best, self.mark]),
+            "elapsed_s": np.array(self.elapsed_s),
             "losses": np.array(self.losses, np.float64).reshape(-1, 3),
             "loss_sum": _array(self.loss_sum),
             "random/draw": _array(self.generator.get_state()),
@@ -290,6 +309,7 @@ class _Training:
             )
         self.step, self.best_step, self.stale = (int(value) for value in state["counters"])
         self.best, self.mark = (float(value) for value in state["marks"])
+        self.elapsed_s = float(state["elapsed_s"])
         self.losses = [(int(step), float(trained), float(judged)) for step, trained, judged in state["losses"]]
         self.loss_sum.copy_(torch.as_tensor(state["loss_sum"]))
         self.generator.set_state(torch.as_tensor(state["random/draw"]))
@@ -303,8 +323,9 @@ class _Training:
             self.best_weights = [_tensors(state, f"best/{index}") for index in range(len(self.turns))]
 
     def _identity(self) -> str:
-        """What a checkpoint must agree with; how often it is written may differ."""
-        plan = {name: value for name, value in asdict(self.plan).items() if name != "checkpoint_every_s"}
+        """What a checkpoint must agree with; how often it is written and the time allowed may differ."""
+        free = ("checkpoint_every_s", "max_minutes")
+        plan = {name: value for name, value in asdict(self.plan).items() if name not in free}
         sizes = [sum(p.numel() for p in turn.module.parameters()) for turn in self.turns]
         return json.dumps({"what": self.what, "seed": self.runtime.seed, "parameters": sizes, **plan}, sort_keys=True)
 
@@ -327,7 +348,9 @@ class _Training:
 
 def _optimiser(module: nn.Module, plan: TrainPlan) -> torch.optim.Optimizer:
     learned = [p for p in module.parameters() if p.requires_grad]
-    extra = {"momentum": 0.9} if plan.optimiser == "sgd" else {}
+    extra: dict[str, Any] = {"betas": plan.betas, "eps": plan.eps}
+    if plan.optimiser == "sgd":
+        extra = {"momentum": plan.momentum}
     return OPTIMISERS[plan.optimiser](learned, lr=plan.learning_rate, weight_decay=plan.weight_decay, **extra)
 
 

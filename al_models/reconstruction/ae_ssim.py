@@ -23,18 +23,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from al_models.detector import Detector
-from al_models.errors import InvalidInput, NotFitted
+from al_models.errors import InvalidInput
 from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
-from al_models.types import ImageBatch, ImageSource, Prediction, Runtime, Traits
+from al_models.trained import TrainedDetector, with_maximum
+from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 CROP = 128
 """Side of a patch, in pixels: the network of Table 1 takes no other."""
@@ -126,8 +126,8 @@ def _leaky(layer: nn.Module) -> nn.Module:
 
 
 @dataclass(kw_only=True)
-class AeSsim(Detector):
-    """SSIM auto-encoder on gray patches; learned: `network_`, and `curve_`, the losses (step, training, held-out)."""
+class AeSsim(TrainedDetector):
+    """SSIM auto-encoder on gray patches; learned: `network_` and `curve_`."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
     quick: ClassVar[Mapping[str, Any]] = {"patches": 32, "batch_size": 8, "epochs": 2, "stride": 64}
@@ -158,70 +158,43 @@ class AeSsim(Detector):
         patches = cut_patches(source, learn, self.patches, generator)
         judged = cut_patches(source, held, max(1, self.patches // 20), generator) if held else None
         with seeded(runtime.seed, runtime.device):
-            network = Autoencoder(self.latent)
+            network = self._network()
 
         def unit(patches: torch.Tensor) -> torch.Tensor:
             return patches.to(runtime.device).float() / 255
 
-        def draw(generator: torch.Generator, n: int) -> torch.Tensor:
-            return unit(patches[torch.randint(0, len(patches), (n,), generator=generator)])
+        def draw(step: int, generator: torch.Generator) -> torch.Tensor:
+            return unit(patches[torch.randint(0, len(patches), (self.batch_size,), generator=generator)])
 
-        def loss(batch: torch.Tensor) -> torch.Tensor:
-            return ssim_loss(batch, network(batch), side=self.window)
+        def loss(patches: torch.Tensor) -> torch.Tensor:
+            return self._loss(network, patches)
 
         def validate() -> float:
             parts = judged.split(self.batch_size)
             return sum(float(loss(unit(part))) * len(part) for part in parts) / len(judged)
 
-        history = train("fit ae_ssim", [Turn(network, loss)], draw, self._plan(), runtime, validate if held else None)
+        plan = self._plan(math.ceil(self.patches / self.batch_size))
+        history = train("fit AeSsim", [Turn(network, loss)], draw, plan, runtime, validate if held else None)
         self.network_ = network
-        self.curve_ = np.array(history.losses, np.float32)  # (checks, 3)
+        self.curve_ = np.array(history.losses, np.float32)  # (looks, 3)
 
-    def _plan(self) -> TrainPlan:
-        epoch = math.ceil(self.patches / self.batch_size)
-        return TrainPlan(
-            steps=epoch * self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            check_every=math.ceil(epoch / 4),
-            patience=self.patience,
-            min_improvement=self.min_improvement,
-        )
+    def _network(self) -> nn.Module:
+        return Autoencoder(self.latent)
 
-    @torch.no_grad()
-    def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
-        network = self.network_.to(runtime.device)
-        images = luminance(batch.images).to(runtime.device).float() / 255  # (n, 1, h, w)
+    def _plan(self, per_epoch: int) -> TrainPlan:
+        four_an_epoch = math.ceil(per_epoch / 4)
+        return replace(super()._plan(per_epoch), check_every=four_an_epoch, min_improvement=self.min_improvement)
+
+    def _loss(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """Of gray patches (n, 1, 128, 128) in [0, 1]."""
+        return ssim_loss(batch, network(batch), side=self.window)
+
+    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        images = luminance(batch.images).float() / 255  # (n, 1, h, w)
         total, times = torch.zeros_like(images), torch.zeros_like(images[:1])
         starts = patch_starts(images.shape[-1], self.stride)
         for y, x in itertools.product(starts, starts):
             patch = images[..., y : y + CROP, x : x + CROP]  # (n, 1, 128, 128)
             total[..., y : y + CROP, x : x + CROP] += 1 - ssim_map(patch, network(patch), side=self.window)
             times[..., y : y + CROP, x : x + CROP] += 1
-        maps = (total / times)[:, 0].cpu().numpy()  # (n, h, w)
-        return Prediction(ids=batch.ids, maps=maps, scores=maps.max(axis=(1, 2)))
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The network's tensors, each under its own name, and the loss curve. Raises NotFitted."""
-        if not self.state_names():
-            raise NotFitted("AeSsim has nothing learned to save: call fit first")
-        weights = {f"network_.{name}": value for name, value in self.network_.state_dict().items()}
-        return {"curve_": self.curve_} | {k: np.array(v.cpu().numpy(), order="C") for k, v in weights.items()}
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> AeSsim:
-        """Take back what `state` gave. Raises InvalidInput when it is of another network."""
-        with seeded(0):  # the random weights that are replaced at once must not move the caller's generator
-            network = Autoencoder(self.latent).to(memory_format=torch.channels_last)
-        start = "network_."
-        try:
-            network.load_state_dict(
-                {k.removeprefix(start): torch.tensor(v) for k, v in state.items() if k.startswith(start)}
-            )
-        except RuntimeError as error:
-            raise InvalidInput(
-                f"the state is not of an AeSsim with latent = {self.latent} ({error}); "
-                "create the detector with the parameters it was fitted with"
-            ) from error
-        self.network_, self.curve_ = network.eval(), np.asarray(state["curve_"])
-        return self
+        return with_maximum((total / times)[:, 0])

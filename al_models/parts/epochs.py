@@ -1,0 +1,137 @@
+"""Training batches out of an image source, epoch after epoch, without ever waiting for the store.
+
+What fits in memory is read once. What does not is read a window of images at a time, the next one in the background
+while the last is learned from; windows are of random blocks of neighbouring images, since a store reads those together.
+An epoch's order depends on the seed and its number alone, so a resumed training sees what an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from al_models.types import ImageBatch, ImageSource
+
+IN_MEMORY = 2 * 2**30
+"""Bytes of images and features that are kept in memory."""
+BLOCK = 8
+"""Neighbouring images that are read together: a chunk of the stored features."""
+
+
+class Epochs:
+    """Batches of the chosen rows, each row once an epoch, in an order of its own. Use as a context manager."""
+
+    def __init__(
+        self, source: ImageSource, rows: Sequence[int], batch_size: int, seed: int, in_memory: int = IN_MEMORY
+    ) -> None:
+        self.source, self.rows, self.batch_size, self.seed = source, list(rows), batch_size, seed
+        self.waited_s = 0.0
+        """Seconds in which the training had to wait for images or features."""
+        fit = max(1, in_memory // _size(source.read(self.rows[:1])))
+        self.whole = fit >= len(self.rows)
+        self._window = len(self.rows) if self.whole else max(BLOCK, fit // 2)  # the next one needs its room, too
+        self._reader = ThreadPoolExecutor(1)
+        self._held: dict[tuple[int, int], Future[ImageBatch]] = {}
+        self._steps = [
+            (window, part)
+            for window in range(-(-len(self.rows) // self._window))
+            for part in range(-(-self._length(window) // batch_size))
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
+
+    def __len__(self) -> int:
+        """Batches an epoch: of `batch_size` images, or somewhat less, so that all are of nearly one size."""
+        return len(self._steps)
+
+    def batch(self, step: int) -> ImageBatch:
+        """The batch of this step, counting through all epochs, on the CPU."""
+        epoch, index = divmod(step, len(self))
+        window, part = self._steps[index]
+        held = self._read(epoch, window)
+        n = len(held)
+        order = _shuffled(n, self.seed, epoch, window + 1)
+        parts = -(-n // self.batch_size)
+        return _chosen(held, order[part * n // parts : (part + 1) * n // parts])
+
+    def _read(self, epoch: int, window: int) -> ImageBatch:
+        """The images of a window; the next window is asked for."""
+        if self.whole:
+            epoch = 0  # one window holds all, whatever the epoch
+        last = self._length(window + 1) == 0
+        following = (epoch + 1, 0) if last else (epoch, window + 1)
+        wanted = [(epoch, window)] if self.whole else [(epoch, window), following]
+        self._held = {key: self._held.get(key) or self._reader.submit(self._load, *key) for key in wanted}
+        start = time.monotonic()
+        found = self._held[epoch, window].result()
+        self.waited_s += time.monotonic() - start
+        return found
+
+    def _length(self, window: int) -> int:
+        return max(0, min(self._window, len(self.rows) - window * self._window))
+
+    def _load(self, epoch: int, window: int) -> ImageBatch:
+        if self.whole:
+            return collected(self.source, self.rows)
+        blocks = [self.rows[i : i + BLOCK] for i in range(0, len(self.rows), BLOCK)]
+        order = [row for block in _shuffled(len(blocks), self.seed, epoch, 0).tolist() for row in blocks[block]]
+        return collected(self.source, order[window * self._window :][: self._window])
+
+
+def collected(source: ImageSource, rows: Sequence[int]) -> ImageBatch:
+    """All these rows as one batch, read `source.batch_size` at a time."""
+    whole: ImageBatch | None = None
+    for start in range(0, len(rows), source.batch_size):
+        part = source.read(list(rows[start : start + source.batch_size]))
+        if whole is None:
+            whole = _empty_like(part, len(rows))
+        if part.images is not None and whole.images is not None:
+            whole.images[start : start + len(part)] = part.images
+        for layer, values in part.features.items():
+            whole.features[layer][start : start + len(part)] = values
+    assert whole is not None
+    return replace(whole, ids=tuple(source.ids[row] for row in rows))
+
+
+def moved(batch: ImageBatch, device: str) -> ImageBatch:
+    """The batch on a device, its features in float32."""
+    images = None if batch.images is None else batch.images.to(device, non_blocking=True)
+    return ImageBatch(
+        batch.ids, images, {k: v.to(device, non_blocking=True).float() for k, v in batch.features.items()}
+    )
+
+
+def _shuffled(n: int, *seeds: int) -> Tensor:
+    """A permutation of n that depends on the seeds alone."""
+    seed = 0
+    for value in seeds:
+        seed = (seed * 1_000_003 + value) % 2**63
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _chosen(batch: ImageBatch, places: Tensor) -> ImageBatch:
+    images = None if batch.images is None else batch.images[places]
+    features = {layer: values[places] for layer, values in batch.features.items()}
+    return ImageBatch(tuple(batch.ids[place] for place in places.tolist()), images, features)
+
+
+def _empty_like(part: ImageBatch, n: int) -> ImageBatch:
+    images = None if part.images is None else part.images.new_empty((n, *part.images.shape[1:]))
+    features = {layer: values.new_empty((n, *values.shape[1:])) for layer, values in part.features.items()}
+    return ImageBatch((), images, features)
+
+
+def _size(batch: ImageBatch) -> int:
+    """Bytes."""
+    tensors = [*batch.features.values(), *([] if batch.images is None else [batch.images])]
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,162 @@
+"""What the detectors share that learn a network by gradient descent: the training, and the network's way to disk.
+
+A method gives its network, the loss of a batch, and the maps of a batch; it may set up learned arrays first (means,
+principal components), which its network is built from. The network is kept as `network_`, the course of its losses as
+`curve_`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from al_models.detector import Detector
+from al_models.errors import InvalidInput
+from al_models.parts.epochs import Epochs, collected, moved
+from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
+from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+
+@dataclass(kw_only=True)
+class TrainedDetector(Detector):
+    """Learned: `network_`, `curve_` (looks, 3: step, training loss, held-out loss), and what the method sets up."""
+
+    traits: ClassVar[Traits] = Traits(trains=True)
+    training: ClassVar[Mapping[str, Any]] = {}
+    """Of the paper's `TrainPlan`, beside the fields below: optimiser, schedule, clip and the like."""
+
+    epochs: int = 100
+    """At most."""
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int | None = None
+    """Looks at held-out good images (10 % of those given; one look an epoch) without improvement after which to stop,
+    the best weights kept; None: learn from all images and for all epochs."""
+    max_minutes: float | None = None
+    """Minutes of training after which to stop; None: no limit."""
+
+    @abstractmethod
+    def _network(self) -> nn.Module:
+        """The network, untrained, at the sizes that were learned; random weights come from torch's own generator."""
+
+    @abstractmethod
+    def _loss(self, network: nn.Module, batch: Any) -> Tensor:
+        """Scalar that training lowers, of a batch on the device with float32 features."""
+
+    @abstractmethod
+    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Maps (n, size, size) and scores (n,) of a batch on the device with float32 features."""
+
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        """Learn what the network is built from, as attributes that end in `_`."""
+
+    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+        everything = list(range(len(source)))
+        learn, held = hold_out(len(source), runtime.seed) if self.patience is not None else (everything, [])
+        self._set_up(source, learn, runtime)
+        with seeded(runtime.seed, runtime.device):
+            network = self._network().to(runtime.device)
+        with Epochs(source, learn, self.batch_size, runtime.seed) as epochs:
+
+            def draw(step: int, generator: torch.Generator) -> ImageBatch:
+                return moved(epochs.batch(step), runtime.device)
+
+            def loss(batch: ImageBatch) -> Tensor:
+                return self._loss(network, batch)
+
+            def validate() -> float:
+                parts = [held[i : i + self.batch_size] for i in range(0, len(held), self.batch_size)]
+                losses = [float(loss(moved(collected(source, part), runtime.device))) * len(part) for part in parts]
+                return sum(losses) / len(held)
+
+            what = f"fit {type(self).__name__}"
+            plan = self._plan(len(epochs))
+            history = train(what, [Turn(network, loss)], draw, plan, runtime, validate if held else None)
+        self.network_ = network
+        self.curve_ = np.array(history.losses, np.float32)  # (looks, 3)
+
+    def _plan(self, per_epoch: int) -> TrainPlan:
+        """`per_epoch`: batches an epoch."""
+        return TrainPlan(
+            steps=per_epoch * self.epochs,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            check_every=per_epoch,
+            patience=self.patience,
+            max_minutes=self.max_minutes,
+            **self.training,
+        )
+
+    @torch.no_grad()
+    def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
+        network = self.network_.to(runtime.device)
+        maps, scores = self._judge(network, moved(batch, runtime.device))
+        return Prediction(batch.ids, maps.float().cpu().numpy(), scores.float().cpu().numpy())
+
+    def curve(self) -> list[tuple[int, float, float]]:
+        """(step, mean training loss since the last look, held-out loss or NaN) of each look."""
+        return [(int(step), float(learned), float(held)) for step, learned, held in getattr(self, "curve_", ())]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The learned arrays, and the network's tensors, each under its own name. Raises NotFitted."""
+        network = self.__dict__.pop("network_", None)
+        try:
+            state = super().state()
+        finally:
+            if network is not None:
+                self.network_ = network
+        weights = {f"network_.{name}": value for name, value in self.network_.state_dict().items()}
+        return state | {k: np.array(v.cpu().numpy(), order="C") for k, v in weights.items()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take back what `state` gave. Raises InvalidInput when it is of another network."""
+        start = "network_."
+        super().load_state({name: value for name, value in state.items() if not name.startswith(start)})
+        try:
+            with seeded(0):  # the random weights that are replaced at once must not move the caller's generator
+                network = self._network().to(memory_format=torch.channels_last)
+            network.load_state_dict(
+                {k.removeprefix(start): torch.tensor(v) for k, v in state.items() if k.startswith(start)}
+            )
+        except (RuntimeError, AttributeError) as error:
+            params = ", ".join(f"{name} = {value!r}" for name, value in self.params().items())
+            raise InvalidInput(
+                f"the state is not of {type(self).__name__} with {params} ({error}); "
+                "create the detector with the parameters it was fitted with"
+            ) from error
+        self.network_ = network.eval()
+        return self
+
+
+@dataclass(kw_only=True)
+class FeatureTrainedDetector(TrainedDetector):
+    """Learns on the stored features of a frozen backbone; learned beside the network: `shapes_` (layers, 4: layer, c,
+    h, w), in the order of `layers`."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    layers: tuple[int, ...] = (1, 2, 3)
+    weights: str | None = None
+
+    def feature_spec(self) -> FeatureSpec:
+        """The layers that are learned on."""
+        return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
+
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        features = source.read(list(rows[:1])).features
+        self.shapes_ = torch.tensor([[layer, *features[layer].shape[1:]] for layer in self.layers])
+
+    def _shapes(self) -> list[tuple[int, int, int]]:
+        """(c, h, w) of each layer."""
+        return [(int(c), int(h), int(w)) for _, c, h, w in self.shapes_.tolist()]
+
+
+def with_maximum(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (n, h, w), and as an image's score its map's maximum."""
+    return maps, maps.flatten(1).amax(1)
