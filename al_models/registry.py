@@ -24,7 +24,9 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "ae_ssim": Method("reconstruction.ae_ssim:AeSsim", "reconstruction", "Bergmann et al. 2019, arXiv:1807.02011"),
+    "cflow": Method("generative.cflow:Cflow", "generative", "Gudovskiy et al. 2022, arXiv:2107.12571"),
     "contrario": Method("embedding.contrario:Contrario", "embedding", "Tailanian et al. 2021, arXiv:2110.02407"),
+    "fastflow": Method("generative.fastflow:Fastflow", "generative", "Yu et al. 2021, arXiv:2111.07677"),
     "mlf_sc": Method("embedding.mlf_sc:MlfSc", "embedding", "Imamura et al. 2021, arXiv:2104.04289"),
     "ocsvm": Method("one_class.ocsvm:Ocsvm", "one_class", "Schölkopf et al. 2001, doi:10.1162/089976601750264965"),
     "padim": Method("embedding.padim:Padim", "embedding", "Defard et al. 2020, arXiv:2011.08785"),

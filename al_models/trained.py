@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.parts.epochs import Epochs, collected, moved
-from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
+from al_models.parts.train import Draw, TrainPlan, Turn, hold_out, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 
@@ -48,7 +49,7 @@ class TrainedDetector(Detector):
 
     @abstractmethod
     def _loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """Scalar that training lowers, of a batch on the device with float32 features."""
+        """Scalar that training lowers, of what `_draw` gives for a step."""
 
     @abstractmethod
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,18 @@ class TrainedDetector(Detector):
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         """Learn what the network is built from, as attributes that end in `_`."""
+
+    def _draw(self, epochs: Epochs, runtime: Runtime) -> Draw:
+        """What a step learns from: a batch of images on the device, its features in float32."""
+        return lambda step, generator: moved(epochs.batch(step), runtime.device)
+
+    def _steps(self, batches: int) -> int:
+        """Steps an epoch that has so many batches of images."""
+        return batches
+
+    def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        """Scalar by which held-out good images are judged."""
+        return self._loss(network, batch)
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
         everything = list(range(len(source)))
@@ -65,25 +78,24 @@ class TrainedDetector(Detector):
             network = self._network().to(runtime.device)
         with Epochs(source, learn, self.batch_size, runtime.seed) as epochs:
 
-            def draw(step: int, generator: torch.Generator) -> ImageBatch:
-                return moved(epochs.batch(step), runtime.device)
-
-            def loss(batch: ImageBatch) -> Tensor:
-                return self._loss(network, batch)
-
             def validate() -> float:
                 parts = [held[i : i + self.batch_size] for i in range(0, len(held), self.batch_size)]
-                losses = [float(loss(moved(collected(source, part), runtime.device))) * len(part) for part in parts]
-                return sum(losses) / len(held)
+                batches = (moved(collected(source, part), runtime.device) for part in parts)
+                return sum(float(self._held_out_loss(network, batch)) * len(batch) for batch in batches) / len(held)
 
-            what = f"fit {type(self).__name__}"
-            plan = self._plan(len(epochs))
-            history = train(what, [Turn(network, loss)], draw, plan, runtime, validate if held else None)
+            history = train(
+                f"fit {type(self).__name__}",
+                [Turn(network, partial(self._loss, network))],
+                self._draw(epochs, runtime),
+                self._plan(self._steps(len(epochs))),
+                runtime,
+                validate if held else None,
+            )
         self.network_ = network
         self.curve_ = np.array(history.losses, np.float32)  # (looks, 3)
 
     def _plan(self, per_epoch: int) -> TrainPlan:
-        """`per_epoch`: batches an epoch."""
+        """`per_epoch`: steps an epoch."""
         return TrainPlan(
             steps=per_epoch * self.epochs,
             learning_rate=self.learning_rate,

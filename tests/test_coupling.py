@@ -30,11 +30,22 @@ def convolution(inputs, outputs):
     return nn.Sequential(nn.Conv2d(inputs, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, outputs, 1))
 
 
-def block(kind, channels, subnet, condition=0):
+class Conditioned(nn.Module):
+    """A dense subnet that joins a condition of four numbers to its input."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.dense = dense(inputs + 4, outputs)
+
+    def forward(self, x, condition):
+        return self.dense(torch.cat([x, condition], dim=1))
+
+
+def block(kind, channels, subnet):
     torch.manual_seed(4)
     made = {
-        "half": lambda: HalfCoupling(channels, subnet, clamp=1.9, condition=condition),
-        "both": lambda: Coupling(channels, subnet, clamp=3.0, condition=condition),
+        "half": lambda: HalfCoupling(channels, subnet, clamp=1.9),
+        "both": lambda: Coupling(channels, subnet, clamp=3.0),
         "scale": lambda: Scale(channels, 0.7),
         "permutation": lambda: Permutation(channels),
         "rotation": lambda: Rotation(channels),
@@ -45,9 +56,9 @@ def block(kind, channels, subnet, condition=0):
                 for _ in range(3)
                 for layer in (
                     InvertibleConvolution(channels),
-                    Coupling(channels, subnet, clamp=3.0, condition=condition),
+                    Coupling(channels, subnet, clamp=3.0),
                     Scale(channels, 0.7),
-                    HalfCoupling(channels, subnet, clamp=1.9, condition=condition),
+                    HalfCoupling(channels, subnet, clamp=1.9),
                     Rotation(channels),
                 )
             ]
@@ -88,7 +99,7 @@ def test_the_log_determinant_is_that_of_autograds_jacobian(kind, shape):
 
 @pytest.mark.parametrize("kind", ["half", "both", "flow"])
 def test_a_condition_changes_the_map_and_the_inverse_takes_it(kind):
-    made = block(kind, 6, dense, condition=4)
+    made = block(kind, 6, Conditioned)
     x, condition, other = torch.randn(5, 6), torch.randn(5, 4), torch.randn(5, 4)
     y, _ = made(x, condition)
     assert not torch.allclose(y, made(x, other)[0], atol=1e-3)

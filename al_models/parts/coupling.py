@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from al_models.errors import unknown
 
 Subnet = Callable[[int, int], nn.Module]
-"""(channels in, channels out) -> the network inside a coupling; it may be anything that keeps n, h and w."""
+"""(channels in, channels out) -> the network inside a coupling; it may be anything that keeps n, h and w. With a
+condition it is called as subnet(x, condition) and joins the two itself."""
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -76,16 +77,13 @@ class Flow(Block):
 
 
 class HalfCoupling(Block):
-    """The second half of the channels is scaled and shifted by what a subnet makes of the first (AllInOneBlock's).
+    """The second half of the channels is scaled and shifted by what a subnet makes of the first (AllInOneBlock's)."""
 
-    The condition (n, d) or (n, d, h, w), if any, is one more input of the subnet.
-    """
-
-    def __init__(self, channels: int, subnet: Subnet, *, clamp: float, condition: int = 0) -> None:
+    def __init__(self, channels: int, subnet: Subnet, *, clamp: float) -> None:
         super().__init__()
         self.sizes = (channels - channels // 2, channels // 2)
         self.clamp = clamp
-        self.subnet = subnet(self.sizes[0] + condition, 2 * self.sizes[1])
+        self.subnet = subnet(self.sizes[0], 2 * self.sizes[1])
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         kept, moved = x.split(self.sizes, dim=1)
@@ -98,8 +96,7 @@ class HalfCoupling(Block):
         return torch.cat([kept, (moved - shift) * (-scale).exp()], dim=1)
 
     def _affine(self, kept: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        seen = kept if condition is None else torch.cat([kept, condition], dim=1)
-        found = self.subnet(seen).float()  # a log-determinant in half precision would be noise
+        found = _seen(self.subnet, kept, condition).float()  # a log-determinant in half precision would be noise
         scale, shift = found.chunk(2, dim=1)
         return soft_clamp(scale, self.clamp, "tanh"), 0.1 * shift
 
@@ -107,13 +104,13 @@ class HalfCoupling(Block):
 class Coupling(Block):
     """Each half of the channels is scaled and shifted by what a subnet makes of the other (DifferNet's GLOW block)."""
 
-    def __init__(self, channels: int, subnet: Subnet, *, clamp: float, condition: int = 0) -> None:
+    def __init__(self, channels: int, subnet: Subnet, *, clamp: float) -> None:
         super().__init__()
         self.sizes = (channels // 2, channels - channels // 2)
         self.clamp = clamp
         first, second = self.sizes
-        self.from_first = subnet(first + condition, 2 * second)
-        self.from_second = subnet(second + condition, 2 * first)
+        self.from_first = subnet(first, 2 * second)
+        self.from_second = subnet(second, 2 * first)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=1)
@@ -131,9 +128,52 @@ class Coupling(Block):
         return torch.cat([(first - shift1) * (-scale1).exp(), second], dim=1)
 
     def _affine(self, subnet: nn.Module, seen: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        found = subnet(seen if condition is None else torch.cat([seen, condition], dim=1)).float()
+        found = _seen(subnet, seen, condition).float()
         scale, shift = found.chunk(2, dim=1)
         return soft_clamp(scale, self.clamp, "atan"), shift
+
+
+class CrossScaleCoupling(nn.Module):
+    """A coupling of several maps at once (CS-Flow, arXiv:2110.02855, section 3.2): each half of all maps' channels is
+    scaled and shifted by what one subnet makes of the other half of them all.
+
+    Maps are lists of (n, c, h_s, w_s), one a scale; the subnet takes such a list and gives one of the same n, h_s, w_s.
+    """
+
+    def __init__(self, channels: int, subnet: Subnet, *, clamp: float) -> None:
+        super().__init__()
+        self.sizes = (channels // 2, channels - channels // 2)
+        self.clamp = clamp
+        first, second = self.sizes
+        self.from_first = subnet(first, 2 * second)
+        self.from_second = subnet(second, 2 * first)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Maps -> (maps of the same shapes, log |det| of the Jacobian over all of them (n,))."""
+        first, second = self._halves(maps)
+        scales1, shifts1 = self._affine(self.from_second, second)
+        first = [x * scale.exp() + shift for x, scale, shift in zip(first, scales1, shifts1, strict=True)]
+        scales2, shifts2 = self._affine(self.from_first, first)
+        second = [x * scale.exp() + shift for x, scale, shift in zip(second, scales2, shifts2, strict=True)]
+        logdet = torch.stack([scale.flatten(1).sum(1) for scale in scales1 + scales2]).sum(0)
+        return _joined(first, second), logdet
+
+    def inverse(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of which `forward` made these."""
+        first, second = self._halves(maps)
+        scales2, shifts2 = self._affine(self.from_first, first)
+        second = [(y - shift) * (-scale).exp() for y, scale, shift in zip(second, scales2, shifts2, strict=True)]
+        scales1, shifts1 = self._affine(self.from_second, second)
+        first = [(y - shift) * (-scale).exp() for y, scale, shift in zip(first, scales1, shifts1, strict=True)]
+        return _joined(first, second)
+
+    def _halves(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        halves = [x.split(self.sizes, dim=1) for x in maps]
+        return [first for first, _ in halves], [second for _, second in halves]
+
+    def _affine(self, subnet: nn.Module, seen: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        pairs = [found.float().chunk(2, dim=1) for found in subnet(seen)]
+        return [soft_clamp(scale, self.clamp, "atan") for scale, _ in pairs], [shift for _, shift in pairs]
 
 
 class Scale(Block):
@@ -217,6 +257,15 @@ class InvertibleConvolution(Block):
     def _triangles(self) -> tuple[Tensor, Tensor]:
         lower = self.lower.tril(-1) + torch.eye(len(self.sign), device=self.sign.device)
         return lower, self.upper.triu(1) + (self.sign * self.log_scale.exp()).diag()
+
+
+def _seen(subnet: nn.Module, x: Tensor, condition: Tensor | None) -> Tensor:
+    found: Tensor = subnet(x) if condition is None else subnet(x, condition)
+    return found
+
+
+def _joined(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)]
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
