@@ -101,6 +101,10 @@ class Detector(ABC):
         """Figures about what was learned that a reader of a record should know; none unless a method has some."""
         return {}
 
+    def curve(self) -> list[tuple[int, float, float]]:
+        """How a training went: (step, training loss, held-out loss or NaN) at each look; empty where there was none."""
+        return []
+
     def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
         """Take back what `state` gave."""
         import torch

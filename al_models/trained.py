@@ -113,7 +113,7 @@ class TrainedDetector(Detector):
         return Prediction(batch.ids, maps.float().cpu().numpy(), scores.float().cpu().numpy())
 
     def curve(self) -> list[tuple[int, float, float]]:
-        """(step, mean training loss since the last look, held-out loss or NaN) of each look."""
+        """(step, mean training loss since the last look, held-out loss or NaN) at each look."""
         return [(int(step), float(learned), float(held)) for step, learned, held in getattr(self, "curve_", ())]
 
     def state(self) -> dict[str, np.ndarray]:

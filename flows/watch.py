@@ -93,18 +93,24 @@ class Watch:
     def show(self, records: Sequence[RunRecord]) -> None:
         """A cell has ended: the table of all so far, and its pictures."""
         from tasks.report import result_table_markdown, sample_picture
+        from tasks.report.training import loss_picture, losses_of
 
         last = records[-1]
         self.bar.update(self.line, description=f"{last.method} {last.dataset}/{last.category}: {last.status}")
         self._tell(len(self.ended) / max(1, len(self.followed)))
         create_markdown_artifact(result_table_markdown(records), key="results", description="cells so far")
         if last.status == "done":
-            picture = _small_jpeg(sample_picture(self.store, last))
-            create_markdown_artifact(
-                f"![anomaly maps](data:image/jpeg;base64,{picture})",
-                key=_key("maps", last.method, last.dataset, last.category, str(last.seed)),
-                description=f"{last.method} on {last.dataset}/{last.category}, seed {last.seed}",
-            )
+            self._picture("maps", last, sample_picture(self.store, last))
+            losses = losses_of(last)
+            if losses is not None:
+                self._picture("losses", last, loss_picture(losses))
+
+    def _picture(self, what: str, record: RunRecord, picture: bytes) -> None:
+        create_markdown_artifact(
+            f"![{what}](data:image/jpeg;base64,{_small_jpeg(picture)})",
+            key=_key(what, record.method, record.dataset, record.category, str(record.seed)),
+            description=f"{what}: {record.method} on {record.dataset}/{record.category}, seed {record.seed}",
+        )
 
     def report(self, path: str) -> None:
         """The report is written, and so all is done."""

@@ -38,6 +38,8 @@ class RunRecord:
     that promise them."""
     facts: dict[str, float] = field(default_factory=dict)
     """Figures about what was learned, such as the size of a memory and the recall of its index."""
+    losses: list[list[float | None]] = field(default_factory=list)
+    """Course of a training: step, training loss, loss on held-out good images (None where none were held out)."""
     warnings: list[str] = field(default_factory=list)
     """What speaks against this method on these images, in sentences."""
     counts: dict[str, int] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_SEE = 32
 """Images that show whether all are aligned."""
+_LOOKS = 200
+"""Points of a loss curve that are kept in the manifest; the model's state has them all."""
 _loaded: WeakValueDictionary[tuple[str, str, str], Detector] = WeakValueDictionary()
 """(store, key, device) -> a model in use: calibration and prediction run side by side, and one copy serves both."""
 _loading = threading.Lock()
@@ -112,7 +115,15 @@ def _fit(
     for warning in warnings:
         logger.warning("%s: %s", cell.name, warning)
     learned = {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
-    return {**learned, "facts": detector.facts(), "warnings": warnings}
+    return {**learned, "facts": detector.facts(), "losses": _losses(detector), "warnings": warnings}
+
+
+def _losses(detector: Detector) -> list[list[float | None]]:
+    """The course of a training as JSON can hold it; every look of a short one, some hundreds of a long one."""
+    curve = detector.curve()
+    kept = curve[:: -(-len(curve) // _LOOKS)] if curve else []
+    kept += curve[-1:] if curve and kept[-1] is not curve[-1] else []
+    return [[step, *(loss if math.isfinite(loss) else None for loss in losses)] for step, *losses in kept]
 
 
 def _doubts(detector: Detector, validated: Validated, ids: list[str]) -> list[str]:

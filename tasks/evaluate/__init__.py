@@ -228,6 +228,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         seconds={step: meta["seconds"] for step, meta in metas.items()},
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
         facts=model.get("facts", {}),
+        losses=model.get("losses", []),
         warnings=model.get("warnings", []),
         fingerprints={
             "data": validated.fingerprint,

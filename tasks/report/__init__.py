@@ -30,6 +30,7 @@ from tasks.report.pictures import Gallery, evidence_scale, read_gallery, sample_
 from tasks.report.published import published_speed
 from tasks.report.tables import Ranking
 from tasks.report.thresholds import Promise
+from tasks.report.training import Losses, losses_of
 from tasks.report.variants import Column, Variant, column_name
 from tasks.report.verdicts import by_reason, category_view
 
@@ -57,6 +58,11 @@ class CellView:
     def deciding(self) -> Promise | None:
         """The image threshold that decides, and what it did."""
         return thresholds.deciding(self.record)
+
+    @property
+    def losses(self) -> Losses | None:
+        """How its training went; None where nothing was trained."""
+        return losses_of(self.record)
 
     @property
     def promises(self) -> list[Promise]:

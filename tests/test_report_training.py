@@ -1,0 +1,57 @@
+"""The losses of a training: on the page, as a picture, and from the fit to the record."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from al_models.checks import check_images
+from al_models.generative.fastflow import Fastflow
+from storage.records import RunRecord
+from tasks.fit import _LOOKS, _losses
+from tasks.report.page import environment
+from tasks.report.training import loss_picture, losses_of
+
+
+def record(*losses):
+    return RunRecord("d", "c", "m", {}, 0, "cell", "done", losses=[list(look) for look in losses])
+
+
+def test_a_fit_tells_its_losses_in_plain_numbers():
+    detector = Fastflow(**{"image_size": 128, **Fastflow.quick, "epochs": 3, "batch_size": 6})
+    assert _losses(detector) == []
+    found = _losses(detector.fit(check_images(128).train))
+    assert [step for step, _, _ in found] == [1, 2, 3]
+    assert all(isinstance(loss, float) and held is None for _, loss, held in found)
+
+
+@pytest.mark.parametrize("looks", [1, _LOOKS, _LOOKS + 1, 5 * _LOOKS + 3])
+def test_a_long_training_is_told_in_few_points_with_its_last(looks):
+    detector = Fastflow()
+    detector.curve_ = np.array([[step, 1 / step, 2 / step] for step in range(1, looks + 1)], np.float32)
+    found = _losses(detector)
+    assert min(looks, _LOOKS // 2) <= len(found) <= _LOOKS + 1
+    assert (found[0][0], found[-1][0]) == (1, looks)
+
+
+def test_nothing_is_drawn_where_nothing_was_trained():
+    assert losses_of(record()) is None
+
+
+def test_the_chart_has_a_line_for_what_was_learned_and_one_for_what_was_held_out():
+    chart = environment().from_string("{% import 'charts.html.j2' as charts %}{{ charts.losses(t) }}")
+    both = chart.render(t=losses_of(record((5, 4.0, 5.0), (10, 2.0, 3.0))))
+    assert both.count("<path") == 2
+    assert "training, from 4 to 2; held out, from 5 to 3" in both
+    alone = chart.render(t=losses_of(record((5, 4.0, None), (10, 4.0, None))))
+    assert alone.count("<path") == 1
+
+
+@pytest.mark.parametrize("losses", [[(5, 4.0, None)], [(5, 4.0, 5.0), (10, 1.0, 2.0)]])
+def test_the_picture_shows_the_lines(losses):
+    pixels = np.asarray(Image.open(io.BytesIO(loss_picture(losses_of(record(*losses))))))
+    assert (pixels == (31, 95, 191)).all(2)[30:].any()
+    assert (pixels == (192, 57, 43)).all(2)[30:].any() == (losses[0][2] is not None)
