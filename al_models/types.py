@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Told (what, done, of) as long work goes on."""
 
+SCALE_STEP = 100
+"""From the key of a layer's features at one scale to that at the next; no backbone has as many layers."""
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -34,6 +37,14 @@ class FeatureSpec:
     location: Literal["bottleneck", "expansion"] = "bottleneck"
     """Of EfficientNets: the linear outputs of a stage's last block, or what its next block expands them to (timm's
     `feature_location`)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Shares of `image_size` at which the image is shown to the backbone (bilinear, antialiased); the features of layer
+    l at the s-th of them have the key l + 100 s, so that of a single scale the keys are the layers."""
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys of all features: of each scale in turn, its layers as they were asked for."""
+        return tuple(layer + SCALE_STEP * s for s in range(len(self.scales)) for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,8 @@ class ImageBatch:
     images: torch.Tensor | None = None
     """uint8 (n, h, w, 3), resized, RGB; None unless the detector's traits say `needs_images`."""
     features: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """Layer -> float16 or float32 (n, c, h, w); empty for a detector without a feature spec."""
+    """Layer, or key of `FeatureSpec.keys` -> float16 or float32 (n, c, h, w); empty for a detector without a feature
+    spec."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -38,7 +38,8 @@ SHARD = 64
     retry_condition_fn=retry_passing,
 )
 def extract(validated: Validated, spec: FeatureSpec, device: str = "auto") -> str:
-    """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) a layer, a row an accepted image."""
+    """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
+    image."""
     store = Store(validated.category.store)
     key = step_key(
         "features",

@@ -39,7 +39,7 @@ class StoredSource(ImageSource):
         if spec is not None and features is not None:
             found = store.get(features)
             rows = _rows(found.meta["ids"], ids)
-            self._arrays = {layer: Array.open(store, f"{found.folder}/layer{layer}", rows) for layer in spec.layers}
+            self._arrays = {key: Array.open(store, f"{found.folder}/layer{key}", rows) for key in spec.keys}
         self._images: Array | None = None
         if images:
             found = store.get(validated.prepared.images)

@@ -15,10 +15,11 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
 from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_file
-from al_models.types import FeatureSpec
+from al_models.types import SCALE_STEP, FeatureSpec
 
 _FOLD_TOLERANCE = 1e-4
 
@@ -32,6 +33,7 @@ class Backbone:
             raise unknown("timm model", spec.backbone, timm.list_models())
         if not spec.layers or min(spec.layers) < 0:
             raise InvalidInput(f"layers={spec.layers} was given; name at least one, counting from 0")
+        _check_scales(spec)
         with torch.random.fork_rng(devices=[]):  # the random weights that are replaced at once are nobody's business
             network = _network(spec)
         self.spec, self.device = spec, torch.device(device)
@@ -39,7 +41,7 @@ class Backbone:
 
     @torch.no_grad()  # not inference_mode, whose tensors a detector could not train on
     def __call__(self, images: Tensor) -> dict[int, Tensor]:
-        """uint8 (n, h, w, c) with c 1 or 3, at the spec's size -> layer -> float32 (n, c, h, w)."""
+        """uint8 (n, h, w, c) with c 1 or 3, at the spec's size -> key -> float32 (n, c, h, w)."""
         size = self.spec.image_size
         shaped = images.ndim == 4 and images.shape[1:3] == (size, size) and images.shape[3] in (1, 3)
         if images.dtype != torch.uint8 or not shaped:
@@ -50,8 +52,12 @@ class Backbone:
         return self.features(standardised(images.to(self.device), self.spec))
 
     def features(self, x: Tensor) -> dict[int, Tensor]:
-        """float32 (n, 3, h, w), as `standardised` gives it -> layer -> (n, c, h, w). Gradients reach x."""
-        return dict(zip(_in_order(self.spec), self.network(x), strict=True))
+        """float32 (n, 3, h, w), as `standardised` gives it -> key -> (n, c, h, w). Gradients reach x."""
+        found = {}
+        for s, share in enumerate(self.spec.scales):
+            layers = self.network(_at_scale(x, share))
+            found |= {layer + SCALE_STEP * s: y for layer, y in zip(_in_order(self.spec), layers, strict=True)}
+        return found
 
 
 @lru_cache(maxsize=4)
@@ -65,6 +71,27 @@ def standardised(images: Tensor, spec: FeatureSpec) -> Tensor:
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in _normalisation(spec))
     x = images.permute(0, 3, 1, 2).float() / 255  # (n, c, h, w), channels last in memory
     return ((x - mean) / std).to(memory_format=torch.channels_last)  # gray is broadcast to three channels
+
+
+def _at_scale(x: Tensor, share: float) -> Tensor:
+    """Images (n, 3, h, w) at a share of their size."""
+    if share == 1:
+        return x
+    size = [round(share * side) for side in x.shape[2:]]
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _check_scales(spec: FeatureSpec) -> None:
+    if not spec.scales or min(spec.scales) * spec.image_size < 1:
+        raise InvalidInput(f"scales={spec.scales} was given; name at least one share of the image size, 1.0 for all")
+    if len(spec.scales) > 1 and max(spec.layers) >= SCALE_STEP:
+        raise InvalidInput(f"layers={spec.layers} was given; with several scales they must be below {SCALE_STEP}")
+    cfg = timm.get_pretrained_cfg(spec.backbone)
+    if cfg and cfg.fixed_input_size and set(spec.scales) != {1}:
+        raise InvalidInput(
+            f"{spec.backbone} takes images of one size, and scales={spec.scales} was given; leave them at (1.0,), or "
+            "take a CNN"
+        )
 
 
 def untrained(spec: FeatureSpec) -> nn.Module:

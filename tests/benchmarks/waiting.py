@@ -70,9 +70,8 @@ def measured(given: argparse.Namespace, source: StoredSource, what: str, room: i
     seconds = time.perf_counter() - start
     trained.Epochs = before  # type: ignore[misc]
     waited = sum(one.waited_s for one in waits.made)
-    print(
-        f"{what} ({room / 2**20:.0f} MiB): {seconds:.1f} s, {waited:.2f} s of it waiting: {100 * waited / seconds:.1f} %"
-    )
+    share = f"{waited:.2f} s of it waiting: {100 * waited / seconds:.1f} %"
+    print(f"{what} ({room / 2**20:.0f} MiB): {seconds:.1f} s, {share}")
 
 
 if __name__ == "__main__":
