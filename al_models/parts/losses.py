@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 
 from al_models.errors import InvalidInput, unknown
-from al_models.types import ImageSource
 
 C1, C2 = 0.01**2, 0.03**2
 """(k1 L)^2 and (k2 L)^2 of the paper for images in [0, 1]."""
@@ -67,37 +65,3 @@ def window_matrix(length: int, side: int, window: str, device: torch.device) -> 
     matrix = torch.zeros(length, length, dtype=torch.float64)
     matrix.scatter_add_(1, places, (weights / weights.sum()).expand(length, side))
     return matrix.float().to(device)
-
-
-def channel_moments(
-    source: ImageSource, rows: Sequence[int], layers: Sequence[int], device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each channel over these rows, layer after layer: float32 (c of all layers,) on the CPU.
-
-    One pass, in float64. A channel that hardly varies, as one that is dead in good images, is given a deviation of 3 %
-    of its layer's: divided by its own, a defect that wakes it would drown all others.
-    """
-    sums: list[torch.Tensor] = []  # of each layer the means of x and x^2, added up: (2, c)
-    for start in range(0, len(rows), source.batch_size):
-        features = source.read(list(rows[start : start + source.batch_size])).features
-        maps = [features[layer].to(device).double() for layer in layers]
-        parts = [torch.stack([x.mean((2, 3)).sum(0), x.square().mean((2, 3)).sum(0)]).cpu() for x in maps]
-        sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
-    means = [total[0] / len(rows) for total in sums]
-    variances = [(total[1] / len(rows) - mean**2).clamp(min=0) for total, mean in zip(sums, means, strict=True)]
-    deviations = [torch.maximum(variance, 1e-3 * variance.mean()).sqrt() for variance in variances]
-    deviation = torch.cat(deviations)
-    return torch.cat(means).float(), torch.where(deviation > 0, deviation, 1.0).float()
-
-
-def standard_layers(
-    features: Mapping[int, torch.Tensor], layers: Sequence[int], mean: torch.Tensor, deviation: torch.Tensor
-) -> list[torch.Tensor]:
-    """The layers (n, c_l, h_l, w_l), each channel less its mean and over its deviation, as `channel_moments` gives."""
-    scales = [features[layer].shape[1] for layer in layers]
-    moments = zip(layers, mean.split(scales), deviation.split(scales), strict=True)
-    standard = []
-    for layer, centre, scale in moments:
-        x = features[layer].float()
-        standard.append((x - centre.to(x.device)[:, None, None]) / scale.to(x.device)[:, None, None])
-    return standard

@@ -1,0 +1,153 @@
+"""DFR: Deep Feature Reconstruction for Unsupervised Anomaly Segmentation (Yang, Shi and Qi 2020, arXiv:2012.07122).
+
+The idea: every region of 4 x 4 pixels is described by what all layers of a pretrained network say of it, brought to one
+grid and stacked. An auto-encoder of 1 x 1 convolutions, which sees one region at a time, learns to reproduce the
+regions of good images through a bottleneck as wide as good regions need: as many channels as principal components hold
+90 % of their variance. What it cannot reproduce is anomalous: the map is the squared residual, upsampled.
+
+The paper's: layers 1 to 12 of VGG-19 at 256 px, each resized to the image bilinearly and averaged over regions of
+4 x 4; channels c -> (c + 2d)/2 -> 2d -> d and back, batch norm and ReLU between (the authors' code, YoungGod/DFR); mean
+squared error, Adam at 1e-4, batches of 4, 700 epochs; no smoothing.
+
+Differs: layers finer than the regions are averaged over them and coarser ones upsampled to the finest grid there is, up
+to the interpolation's blur the same, without maps at image size. Channels are standardised by the good images' mean and
+deviation; the authors' code leaves them as they are, and PCA and loss then hear the loud channels only. The principal
+components are those of all training images, not of ten. The residual is averaged over channels, as in the code; the
+paper's sum is c times as much. The image score, which the paper leaves open, is the map's maximum.
+
+Shapes: n images, p = h * w regions, c channels of all layers, d of the bottleneck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from al_models.errors import InvalidInput
+from al_models.parts.maps import to_maps
+from al_models.parts.patches import as_vectors, on_device, stack_layers
+from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.types import ImageBatch, ImageSource, Runtime, Traits
+
+_FLATTEST = 1e-3
+"""Variance, relative to the channels' mean, below which a channel is not blown up: it may be dead in good images."""
+
+
+def regions(features: Mapping[int, Tensor], layers: Sequence[int], side: int) -> Tensor:
+    """Layers (n, c_l, h_l, w_l) -> float32 (n, c, h, w), h = w = `side` or the finest layer's if that is coarser."""
+    fitting = {
+        layer: F.adaptive_avg_pool2d(features[layer].float(), side)
+        if features[layer].shape[2] > side
+        else features[layer]
+        for layer in layers
+    }
+    return stack_layers(fitting, layers, mode="bilinear")
+
+
+def moments(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (c,) and covariance (c, c) over all positions of maps (n, c, h, w), in float64 and one pass."""
+    count, shift, total, products = 0, None, None, None
+    for batch in maps:
+        for image in batch:
+            vectors = as_vectors(image[None]).double()  # (p, c)
+            if shift is None:
+                shift = vectors.mean(0)  # near the mean, so that little cancels in the end
+                total, products = torch.zeros_like(shift), torch.zeros(len(shift), len(shift)).to(shift)
+            vectors -= shift
+            total += vectors.sum(0)
+            products += vectors.T @ vectors
+            count += len(vectors)
+    assert shift is not None  # fit refuses an empty source
+    mean = total / count
+    return shift + mean, products / count - mean[:, None] * mean
+
+
+def components_for(covariance: Tensor, share: float) -> int:
+    """Fewest principal components that hold more than this share of the variance; 1 where nothing varies."""
+    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)  # falling
+    held = variances.cumsum(0) / variances.sum().clamp(min=1e-30)
+    return min(len(variances), int((held <= share).sum()) + 1) if variances.sum() > 0 else 1
+
+
+class RegionAutoencoder(nn.Module):
+    """1 x 1 convolutions: (n, c, h, w) -> the same shape through d channels."""
+
+    def __init__(self, channels: int, latent: int) -> None:
+        super().__init__()
+        wide, narrow = (channels + 2 * latent) // 2, 2 * latent
+        self.encoder = nn.Sequential(
+            *_layer(channels, wide), *_layer(wide, narrow), nn.Conv2d(narrow, latent, 1)
+        )  # (n, d, h, w)
+        self.decoder = nn.Sequential(*_layer(latent, narrow), *_layer(narrow, wide), nn.Conv2d(wide, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def _layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+@dataclass(kw_only=True)
+class Dfr(FeatureTrainedDetector):
+    """Auto-encoder of regional features; learned beside the network: `mean_`, `deviation_` (c,) and `latent_`, d."""
+
+    traits: ClassVar[Traits] = Traits(trains=True)
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 4, "batch_size": 2, "learning_rate": 1e-3}
+
+    region: int = 4
+    """Side of a region, in pixels."""
+    latent: int | None = None
+    """Channels of the bottleneck; None: as many as principal components hold the share `variance`."""
+    variance: float = 0.9
+    epochs: int = 700
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    sigma: float = 0.0
+
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        if not 0 < self.variance < 1:
+            raise InvalidInput(f"variance={self.variance} was given; give a share between 0 and 1, such as 0.9")
+        for name in ("region", "latent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInput(f"{name}={value} was given; give 1 or more")
+        super()._set_up(source, rows, runtime)
+
+        def maps() -> Iterable[Tensor]:
+            for start in range(0, len(rows), source.batch_size):
+                batch = source.read(list(rows[start : start + source.batch_size]))
+                yield self._regions(on_device(batch, runtime.device))
+                runtime.progress("fit Dfr: components", min(start + source.batch_size, len(rows)), len(rows))
+
+        mean, covariance = moments(maps())
+        variances = covariance.diagonal()
+        deviation = torch.maximum(variances, _FLATTEST * variances.mean()).sqrt()
+        deviation = torch.where(deviation > 0, deviation, 1.0)
+        latent = self.latent or components_for(covariance / (deviation[:, None] * deviation), self.variance)
+        self.mean_, self.deviation_ = mean.float().cpu(), deviation.float().cpu()
+        self.latent_ = torch.tensor(latent)
+
+    def _network(self) -> nn.Module:
+        return RegionAutoencoder(len(self.mean_), int(self.latent_))
+
+    def _regions(self, features: Mapping[int, Tensor]) -> Tensor:
+        return regions(features, self.layers, max(1, self.image_size // self.region))
+
+    def _residual(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        """Squared, mean over channels: float32 (n, h, w)."""
+        x = self._regions(batch.features)
+        mean, deviation = (value.to(x.device).view(1, -1, 1, 1) for value in (self.mean_, self.deviation_))
+        x = (x - mean) / deviation
+        return (network(x).float() - x).square().mean(1)
+
+    def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        return self._residual(network, batch).mean()
+
+    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        return with_maximum(to_maps(self._residual(network, batch), self.image_size, self.sigma))
