@@ -314,7 +314,8 @@ def equal_seed_equal_result(make: Make, images: CheckImages) -> None:
     results = []
     for elsewhere in (1, 2):
         with _global_generators_at(elsewhere):
-            results.append(_predict(_fitted(make, images, Runtime(seed=5)), images.test, Runtime(seed=5)))
+            fitted = make().fit(_source(make(), images.train), Runtime(seed=5))
+            results.append(_predict(fitted, images.test, Runtime(seed=5)))
     _assert_same(*results, "with the same seed")
 
 
@@ -322,7 +323,7 @@ def other_runs_leave_the_global_random_state_untouched(make: Make, images: Check
     """Fit and predict neither seed nor draw from the generators of torch, numpy and random."""
     with _global_generators_at(3):
         before = _global_state()
-        _predict(_fitted(make, images), images.test)
+        _predict(make().fit(_source(make(), images.train)), images.test)
         assert before == _global_state(), "a global generator was moved; draw from one seeded with runtime.seed"
 
 
@@ -399,12 +400,11 @@ class StatedSource(ImageSource):
 
     def __init__(self, detector: Detector, images: np.ndarray, batch_size: int = 16, without: str = "") -> None:
         """Compute the features of uint8 (n, h, w, 3); `without` is "images" or "features" to withhold them."""
-        whole = MemorySource(images, detector, Runtime())
-        batch = whole.read(range(len(whole)))
-        self.ids, self.batch_size, self.layers = whole.ids, batch_size, tuple(batch.features)
+        batch = _read(detector, images)
+        self.ids, self.batch_size, self.layers = batch.ids, batch_size, tuple(batch.features)
         self.tensors: dict[str | int, torch.Tensor] = {}
         if detector.traits.needs_images and without != "images":
-            self.tensors["images"] = batch.images
+            self.tensors["images"] = batch.images.clone()
         if without != "features":
             self.tensors |= {layer: value.half().clone() for layer, value in batch.features.items()}
 
@@ -419,9 +419,32 @@ def _source(detector: Detector, images: np.ndarray, batch_size: int = 16, withou
     return StatedSource(detector, images, batch_size, without)
 
 
-def _fitted(make: Make, images: CheckImages, runtime: Runtime = Runtime()) -> Detector:  # noqa: B008 (frozen)
+def _fitted(make: Make, images: CheckImages) -> Detector:
+    """A detector fitted on the training images, the caller's own: most checks begin with one, so it is fitted once."""
     detector = make()
-    return detector.fit(_source(detector, images.train), runtime)
+    key = type(detector), repr(detector), images.train.tobytes()
+    if key not in _fits:
+        _fits.clear()  # one at a time: a test's detectors come one after the other
+        _fits[key] = detector.fit(_source(detector, images.train))
+    return copy.deepcopy(_fits[key])
+
+
+_fits: dict[tuple[object, ...], Detector] = {}
+
+
+def _read(detector: Detector, images: np.ndarray) -> ImageBatch:
+    """All of the images as this detector reads them, for reading only; the features of each set are computed once."""
+    key = detector.feature_spec(), detector.image_size, images.shape, images.tobytes()
+    if key not in _reads:
+        if len(_reads) >= _READS:
+            _reads.clear()
+        whole = MemorySource(images, detector, Runtime())
+        _reads[key] = whole.read(range(len(whole)))
+    return _reads[key]
+
+
+_reads: dict[tuple[object, ...], ImageBatch] = {}
+_READS = 16
 
 
 def _predict(detector: Detector, images: np.ndarray, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008 (frozen)

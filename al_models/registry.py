@@ -26,18 +26,32 @@ METHODS: dict[str, Method] = {
     "ae_ssim": Method("reconstruction.ae_ssim:AeSsim", "reconstruction", "Bergmann et al. 2019, arXiv:1807.02011"),
     "cflow": Method("generative.cflow:Cflow", "generative", "Gudovskiy et al. 2022, arXiv:2107.12571"),
     "contrario": Method("embedding.contrario:Contrario", "embedding", "Tailanian et al. 2021, arXiv:2110.02407"),
+    "cs_flow": Method("generative.cs_flow:CsFlow", "generative", "Rudolph et al. 2022, arXiv:2110.02855"),
     "dfr": Method("embedding.dfr:Dfr", "embedding", "Yang et al. 2020, arXiv:2012.07122"),
+    "differnet": Method("generative.differnet:Differnet", "generative", "Rudolph et al. 2021, arXiv:2008.12577"),
     "fastflow": Method("generative.fastflow:Fastflow", "generative", "Yu et al. 2021, arXiv:2111.07677"),
     "favae": Method("embedding.favae:Favae", "embedding", "Dehaene and Eline 2020, arXiv:2008.05369"),
+    "fyd": Method("embedding.fyd:Fyd", "embedding", "Zheng et al. 2022, arXiv:2110.04538"),
+    "gaussian_finetune": Method(
+        "embedding.gaussian_finetune:GaussianFinetune", "embedding", "Rippel et al. 2021, arXiv:2108.04116"
+    ),
+    "mkd": Method("embedding.mkd:Mkd", "embedding", "Salehi et al. 2021, arXiv:2011.11108"),
     "mlf_sc": Method("embedding.mlf_sc:MlfSc", "embedding", "Imamura et al. 2021, arXiv:2104.04289"),
-    "mpad": Method("reconstruction.mpad:Mpad", "reconstruction", "as described by Tao et al. 2022, arXiv:2207.10298, ref. 50"),
+    "mlir": Method("embedding.mlir:Mlir", "embedding", "Yan et al. 2021, ref. 90 of arXiv:2207.10298"),
+    "mpad": Method("reconstruction.mpad:Mpad", "reconstruction", "ref. 50 of Tao et al. 2022, arXiv:2207.10298"),
     "ocsvm": Method("one_class.ocsvm:Ocsvm", "one_class", "Schölkopf et al. 2001, doi:10.1162/089976601750264965"),
     "padim": Method("embedding.padim:Padim", "embedding", "Defard et al. 2020, arXiv:2011.08785"),
     "patchcore": Method("embedding.patchcore:Patchcore", "embedding", "Roth et al. 2022, arXiv:2106.08265"),
-    "se_svdd": Method("one_class.se_svdd:SeSvdd", "one_class", "Hu et al. 2021, as described in arXiv:2207.10298, ref. 113"),
+    "se_svdd": Method("one_class.se_svdd:SeSvdd", "one_class", "Hu et al. 2021, ref. 113 of arXiv:2207.10298"),
     "soe": Method("embedding.soe:Soe", "embedding", "Kim et al. 2021, arXiv:2105.14737"),
     "somad": Method("embedding.somad:Somad", "embedding", "Li et al. 2021, arXiv:2107.09903"),
     "spade": Method("embedding.spade:Spade", "embedding", "Cohen and Hoshen 2020, arXiv:2005.02357"),
+    "stpm": Method("embedding.stpm:Stpm", "embedding", "Wang et al. 2021, arXiv:2103.04257"),
+    "uninformed_students": Method(
+        "embedding.uninformed_students:UninformedStudents", "embedding", "Bergmann et al. 2020, arXiv:1911.02357"
+    ),
+    "utrad": Method("embedding.utrad:Utrad", "embedding", "Chen et al. 2022, doi:10.1016/j.neunet.2021.12.008"),
+    "vt_adl": Method("embedding.vt_adl:VtAdl", "embedding", "Mishra et al. 2021, arXiv:2104.10036"),
 }
 
 

@@ -36,6 +36,7 @@ def free_port() -> int:
 # history. The server itself starts with the first test that asks for `api`.
 PORT = free_port()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets, and a test that wants a wide terminal could not
 os.environ.update(server.QUIET)
 os.environ["PREFECT_LOGGING_ROOT_LEVEL"] = "WARNING"  # else a failed test drowns in what all libraries have to say
 _PREFECT_HOME = tempfile.TemporaryDirectory(prefix="al-prefect-")

@@ -14,7 +14,7 @@ from torch import nn
 
 from al_models.errors import InvalidInput, UnknownName, WeightsUnavailable
 from al_models.parts import backbone as module
-from al_models.parts.backbone import Backbone
+from al_models.parts.backbone import Backbone, standardised, untrained
 from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_fingerprint
 from al_models.types import FeatureSpec
 
@@ -124,6 +124,47 @@ def test_building_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     Backbone(FeatureSpec(image_size=32))
     assert torch.equal(before, torch.get_rng_state())
+
+
+# --- several scales ---
+
+
+def test_an_image_is_seen_at_each_scale_under_a_key_of_its_own(lite0):
+    spec = FeatureSpec(layers=(3, 1), image_size=64, scales=(1.0, 0.5))
+    assert spec.keys == (3, 1, 103, 101)
+    found = Backbone(spec)(photo())
+    assert set(found) == set(spec.keys)
+    half = nn.functional.interpolate(
+        standardised(photo(), spec), size=(32, 32), mode="bilinear", antialias=True, align_corners=False
+    )
+    for layer in (1, 3):
+        assert_near(found[layer], lite0(photo())[layer])
+        assert_near(found[100 + layer], lite0.features(half)[layer])
+
+
+def test_one_full_scale_is_the_default_and_changes_no_key():
+    spec = FeatureSpec(layers=(2, 3))
+    assert spec == FeatureSpec(layers=(2, 3), scales=(1.0,))
+    assert spec.keys == spec.layers
+
+
+def test_gradients_reach_the_image_from_every_scale():
+    spec = FeatureSpec(layers=(1,), image_size=64, scales=(1.0, 0.5))
+    for key in spec.keys:
+        x = standardised(photo(1), spec).requires_grad_()
+        Backbone(spec).features(x)[key].sum().backward()
+        assert (x.grad != 0).any(1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("scales", [(), (0.0, 1.0), (-1.0,)])
+def test_scales_that_leave_nothing_to_see_are_refused(scales):
+    with pytest.raises(InvalidInput, match="scales"):
+        Backbone(FeatureSpec(image_size=64, scales=scales))
+
+
+def test_a_transformer_of_one_size_refuses_other_scales():
+    with pytest.raises(InvalidInput, match="one size"):
+        Backbone(FeatureSpec("vit_tiny_patch16_224", (2,), 64, scales=(1.0, 0.5)))
 
 
 # --- weights from a file ---
@@ -284,3 +325,19 @@ def test_expanded_features_are_wider_and_sparse_and_efficientnets_alone_have_the
 def test_images_of_another_kind_are_refused(lite0, images):
     with pytest.raises(InvalidInput, match="uint8"):
         lite0(images)
+
+
+@pytest.mark.parametrize(("layers", "blocks"), [((1,), 2), ((1, 3), 5), ((2, 4), 7)])
+@pytest.mark.parametrize("make", [lambda spec: Backbone(spec).network, untrained], ids=["pretrained", "untrained"])
+def test_no_block_runs_whose_output_nobody_asked_for(make, layers, blocks):
+    assert len(make(FeatureSpec(layers=layers, image_size=64)).blocks) == blocks
+
+
+def test_a_cut_network_gives_what_the_whole_one_gives():
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for location in ("bottleneck", "expansion"):
+        whole = Backbone(FeatureSpec(layers=(1, 2, 3, 4), image_size=64, location=location))(images)
+        for layers in ((1,), (2, 3)):
+            cut = Backbone(FeatureSpec(layers=layers, image_size=64, location=location))(images)
+            for layer in layers:
+                torch.testing.assert_close(cut[layer], whole[layer])

@@ -96,7 +96,7 @@ def _check_scales(spec: FeatureSpec) -> None:
 
 def untrained(spec: FeatureSpec) -> nn.Module:
     """The same network with random weights, to be trained: float32 (n, 3, h, w) -> a list of the layers, in order."""
-    return timm.create_model(
+    network = timm.create_model(
         spec.backbone,
         pretrained=False,
         features_only=True,
@@ -104,6 +104,17 @@ def untrained(spec: FeatureSpec) -> nn.Module:
         **_size_argument(spec),
         **_location_argument(spec),
     )
+    _cut(network)
+    return network
+
+
+def _cut(network: nn.Module) -> None:
+    """Remove the blocks behind the last layer asked for, which timm leaves in EfficientNets and MobileNets and runs."""
+    if not hasattr(network, "_stage_out_idx"):
+        return  # timm has cut it already
+    modules = [layer["module"].split(".") for layer in network.feature_info.get_dicts()]
+    last = max((int(module[1]) for module in modules if module[0] == "blocks"), default=-1)
+    network.blocks = network.blocks[: last + 1]
 
 
 def _network(spec: FeatureSpec) -> nn.Module:
@@ -142,6 +153,7 @@ def _network(spec: FeatureSpec) -> nn.Module:
             f"{OFFLINE_BACKBONE}{_package_hint(spec.backbone)}"
         ) from error
     _check_loaded(network, local, spec)
+    _cut(network)
     return network.eval().requires_grad_(False)
 
 

@@ -1,0 +1,186 @@
+"""Gaussian fine-tuning: Rippel, Chavan, Lei, Merhof 2021, "Transfer Learning Gaussian Anomaly Detection by Fine-tuning
+Representations", arXiv:2108.04116; on top of Rippel, Mertens, Merhof 2021, "Modeling the Distribution of Normal Data
+in Pre-Trained Deep Features for Anomaly Detection", arXiv:2005.14140.
+
+The idea: pretrained features of good images are described by a Gaussian for each layer, its covariance by Ledoit-Wolf
+shrinkage; an anomaly is far from it in Mahalanobis distance, summed over layers. The whole network is then fine-tuned,
+very gently, to bring good images closer to these Gaussians, which stay as they are. What would bring everything closer,
+defects too, is forgetting: held-out good images are therefore also judged after augmentations that are common in
+training (vicinal risk minimisation), and the tuning stops when their distance falls faster than that of the good ones.
+
+From the papers: EfficientNet-B4 and its levels, the sum over them, Ledoit-Wolf, the objective, the fixed Gaussians, and
+that the stopping looks at augmented images. Only the first one's code is public; it judges whole images, by features
+averaged over positions.
+
+Ours, where it differs or where the second paper's text was not to be had: the offline backbone and three layers. A
+Gaussian for each position of each layer, as in PaDiM, so images must be aligned: one for all positions of a layer did
+far worse on `grid` (before tuning, image AUROC 48 instead of 99, PRO 78 instead of 93). `epsilon` is added to the
+diagonal, for positions without any spread. All weights up to the last layer are tuned, the batch norms folded, that is,
+with their pretrained statistics; nothing but the small learning rate and the stopping holds them. Stopping compares
+mean distances: of the held-out good images, over that of the same images with a square cut out (Cutout), filled from
+elsewhere (CutMix), or blended with their mirror image (Mixup). The image score is the maximum of the map.
+
+Shapes: n images, p = h * w positions of a layer, c channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from al_models.errors import InvalidInput
+from al_models.parts.backbone import cached_backbone, standardised
+from al_models.parts.gaussian import PositionGaussians, pack_symmetric, unpack_symmetric, whitening
+from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.patches import on_device
+from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.types import ImageBatch, ImageSource, Runtime, Traits
+
+
+def ledoit_wolf(scatter: Tensor, fourth: Tensor, count: int) -> Tensor:
+    """Scatters (p, c, c) of `count` vectors each, shrunk towards spheres by the share that loses least.
+
+    `scatter` is the sum of outer products about the mean, `fourth` (p,) that of the fourth powers of their lengths.
+    Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", section 3.3.
+    """
+    identity = torch.eye(scatter.shape[1], dtype=scatter.dtype, device=scatter.device)
+    spheres = scatter.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * identity
+    spread = (scatter - spheres).square().sum((1, 2))
+    error = torch.minimum(fourth - scatter.square().sum((1, 2)) / count, spread)
+    share = torch.where(spread > 0, error / spread, torch.ones_like(spread))
+    return torch.lerp(scatter, spheres, share[:, None, None])
+
+
+def vicinal(x: Tensor) -> list[Tensor]:
+    """Images (n, 3, h, w) with a square cut out, with a square from elsewhere, and blended with their mirror image.
+
+    Nothing is random, so that one look at the held-out images can be compared with the next.
+    """
+    h, w = x.shape[2:]
+    rows, columns = slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)
+    cut, mixed = x.clone(), x.clone()
+    cut[:, :, rows, columns] = 0
+    mixed[:, :, rows, columns] = x.roll((h // 3, w // 3), (2, 3))[:, :, rows, columns]
+    return [cut, mixed, (x + x.flip(3)) / 2]
+
+
+class Tuned(nn.Module):
+    """A pretrained network to train on: (n, 3, h, w), as `standardised` gives it -> its layers, in order."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.backbone.eval()  # batch norms of a backbone that could not be folded keep their pretrained statistics
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(self.backbone(x))
+
+
+@dataclass(kw_only=True)
+class GaussianFinetune(FeatureTrainedDetector):
+    """Mahalanobis distances of features that were fine-tuned to be near; learned beside the network, for each layer
+    `mean{layer}_` (p, 1, c) and `whitening{layer}_` (p, c, c)."""
+
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True)
+    training: ClassVar[Mapping[str, Any]] = {"optimiser": "adam"}
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch_size": 6, "layers": (1, 2)}
+
+    epochs: int = 10
+    """At most."""
+    batch_size: int = 16
+    learning_rate: float = 1e-6
+    patience: int | None = 3
+    epsilon: float = 0.01
+    """Added to the diagonal of each covariance (PaDiM, arXiv:2011.08785, eq. 1)."""
+    sigma: float = SIGMA
+
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        if not self.epsilon > 0:
+            raise InvalidInput(f"epsilon={self.epsilon} was given; give a positive number, such as 0.01")
+        super()._set_up(source, rows, runtime)
+        parts = [list(rows[i : i + source.batch_size]) for i in range(0, len(rows), source.batch_size)]
+        exact = {"dtype": torch.float64, "device": runtime.device}
+        gaussians, fourth = {}, {}
+        for layer, (c, h, w) in zip(self.layers, self._shapes(), strict=True):
+            mean, scatter = torch.zeros(h * w, 1, c, **exact), torch.zeros(h * w, c, c, **exact)
+            gaussians[layer] = PositionGaussians.of(0, mean, scatter)
+            fourth[layer] = torch.zeros(h * w, **exact)
+        for part in parts:
+            for layer, x in self._stored(source, part, runtime).items():
+                gaussians[layer].update(x)
+        for part in parts:  # once more, now that the means are known
+            for layer, x in self._stored(source, part, runtime).items():
+                fourth[layer] += (x - gaussians[layer].mean).square().sum(2).square().sum(1)
+        for layer, found in gaussians.items():
+            shrunk = ledoit_wolf(found.scatter, fourth[layer], found.count)
+            setattr(self, f"mean{layer}_", found.mean.float())
+            # Ledoit and Wolf divide by the number of images, not by one less.
+            setattr(self, f"whitening{layer}_", whitening(found.count + 1, shrunk, self.epsilon).float())
+
+    def _stored(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> dict[int, Tensor]:
+        """The pretrained features of these rows: layer -> float64 (p, n, c)."""
+        features = on_device(source.read(rows), runtime.device)
+        return {layer: _by_position(features[layer].double()) for layer in self.layers}
+
+    def _network(self) -> nn.Module:
+        return Tuned(copy.deepcopy(cached_backbone(self.feature_spec(), "cpu").network))
+
+    def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        """Mean distance; of held-out images, as a share of the distance of what augmentations make of them."""
+        x = standardised(batch.images, self.feature_spec())
+        good = self._mean_distance(network, x)
+        if network.training:
+            return good
+        return torch.stack([good / self._mean_distance(network, changed) for changed in vicinal(x)]).mean()
+
+    def _mean_distance(self, network: nn.Module, x: Tensor) -> Tensor:
+        return torch.stack([distances.mean() for distances in self._distances(network, x)]).sum()
+
+    def _distances(self, network: nn.Module, x: Tensor) -> list[Tensor]:
+        """Of standardised images (n, 3, h, w), each layer's Mahalanobis distances (n, h, w)."""
+        found = []
+        for layer, features in zip(sorted(set(self.layers)), network(x), strict=True):
+            mean, whiten = (self._on(x.device, f"{name}{layer}_") for name in ("mean", "whitening"))
+            with torch.autocast(x.device.type, enabled=False):  # half precision would lose the narrow directions
+                white = torch.bmm(_by_position(features.float()) - mean, whiten.mT)  # (p, n, c)
+            squared = white.square().sum(2).clamp(min=1e-12)  # the root's slope at 0 is infinite
+            found.append(squared.sqrt().T.reshape(len(x), *features.shape[2:]))
+        return found
+
+    def _on(self, device: torch.device, name: str) -> Tensor:
+        setattr(self, name, getattr(self, name).to(device))
+        found: Tensor = getattr(self, name)
+        return found
+
+    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        layers = self._distances(network, standardised(batch.images, self.feature_spec()))
+        return with_maximum(torch.stack([to_maps(x, self.image_size, self.sigma) for x in layers]).sum(0))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As learned, without the zeros of the triangular whitenings: half the bytes."""
+        state = super().state()
+        names = [f"whitening{layer}_" for layer in self.layers]
+        return state | {name: pack_symmetric(torch.from_numpy(state[name])).contiguous().numpy() for name in names}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Take back what `state` gave. Raises InvalidInput when it is of another network."""
+        super().load_state(state)
+        for layer in self.layers:
+            packed, mean = getattr(self, f"whitening{layer}_"), getattr(self, f"mean{layer}_")
+            setattr(self, f"whitening{layer}_", unpack_symmetric(packed, mean.shape[2]).tril())
+        return self
+
+
+def _by_position(x: Tensor) -> Tensor:
+    """(n, c, h, w) -> (p, n, c)."""
+    return x.flatten(2).permute(2, 0, 1).contiguous()

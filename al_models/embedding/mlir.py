@@ -1,0 +1,158 @@
+"""MLIR: Yan, Wang, Zhou, Chen 2021, "Unsupervised Anomaly Segmentation via Multilevel Image Reconstruction and Adaptive
+Attention-Level Transition", IEEE Transactions on Instrumentation and Measurement 70.
+
+The idea: an image is made again from pretrained features of several levels, through a code too narrow for what good
+images never show; image and reconstruction are compared in the same pretrained network, level by level. Each level has
+an attention, which weighs its features in the reconstruction and, at once, its differences in the comparison, so that
+both use the same levels; it moves from level to level while training, as fits the material.
+
+Only the survey's description was at hand (Tao et al. 2022, "Deep Learning for Unsupervised Anomaly Localization in
+Industrial Images: A Survey"). Certain are the reconstruction of the image, the comparison in deep features (of VGG-19),
+and that one adaptive attention weighs the levels of both. The rest is our reading:
+- all levels are averaged to the grid of the coarsest, since a finer code would carry defects along;
+- a level's attention is the inverse of its usual difference on good images (a running mean), over the sum of all
+  inverses. It begins equal and goes to the levels that good images can be made again at, where a difference means most;
+  no level can be neglected, as learned weights would neglect the hard ones;
+- channels are standardised on the good images, and a level's difference is the mean square over its channels;
+- the decoder, the loss (the weighted differences and the mean squared error of the pixels) and the training.
+
+Shapes: n images, l levels, c channels of a level, d of the code; features (n, c, h, w), differences (n, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from al_models.errors import InvalidInput
+from al_models.parts.backbone import cached_backbone, standardised
+from al_models.parts.maps import SIGMA, to_maps
+from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.types import ImageBatch, Traits
+
+_MOMENTUM = 0.05
+"""Share of the newest batch in the usual differences."""
+_FARTHEST = 1e4
+"""Differences beyond it, in variances, are all as bad; half precision could not hold them."""
+
+
+class Standardised(nn.Module):
+    """Features (n, c, h, w) of one level, in standard deviations of the good images seen while training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.seen = nn.BatchNorm2d(channels, affine=False, momentum=None)  # None: the mean over all batches
+
+    @torch.no_grad()
+    def learn(self, x: Tensor) -> None:
+        """Take in the features of good images."""
+        self.seen(x.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = self.seen.running_var
+        # Channels that good images leave nearly constant would drown the others.
+        floor = 0.01 * variance.mean() + 1e-6
+        deviation = torch.maximum(variance, floor).sqrt()
+        return (x.float() - self.seen.running_mean[:, None, None]) / deviation[:, None, None]
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a skip connection: (n, d, h, w) -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Reconstruction(nn.Module):
+    """Standardised features of all levels -> the image (n, 3, size, size), as the backbone takes it."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], size: int, latent: int, width: int) -> None:
+        super().__init__()
+        self.size = size
+        self.grid = min(h for _, h, _ in shapes)
+        self.levels = nn.ModuleList([Standardised(c) for c, _, _ in shapes])
+        self.codes = nn.ModuleList([nn.Conv2d(c, latent, 1) for c, _, _ in shapes])
+        self.register_buffer("usual", torch.ones(len(shapes)))  # difference of each level on good images
+        layers: list[nn.Module] = [nn.Conv2d(latent, width, 3, padding=1), Residual(width)]
+        side = self.grid
+        while 4 * side < size:
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1), Residual(width)]
+            side *= 2
+        self.decode = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(width, 3 * 16, 3, padding=1), nn.PixelShuffle(4))
+
+    def attention(self) -> Tensor:
+        """Weight of each level, in the reconstruction and in the comparison: (l,), its sum 1."""
+        inverse = 1 / self.usual.clamp(min=1e-6)
+        return inverse / inverse.sum()
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        code = sum(
+            weight * project(F.adaptive_avg_pool2d(level, self.grid))
+            for weight, project, level in zip(self.attention(), self.codes, levels, strict=True)
+        )
+        image = self.decode(code)
+        return F.interpolate(image, size=(self.size, self.size), mode="bilinear", align_corners=False)
+
+
+@dataclass(kw_only=True)
+class Mlir(FeatureTrainedDetector):
+    """Deep differences between an image and its reconstruction, with one attention over the levels of both."""
+
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 16, "epochs": 4, "batch_size": 3}
+
+    latent: int = 16
+    """Channels of the code, at each position of the coarsest level."""
+    width: int = 64
+    """Channels of the decoder."""
+    pixel_weight: float = 1.0
+    """Of the pixels' mean squared error, beside the deep differences."""
+    epochs: int = 40
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    sigma: float = SIGMA
+
+    def _network(self) -> nn.Module:
+        if self.latent < 1 or self.width < 1:
+            raise InvalidInput(f"latent={self.latent}, width={self.width} was given; give at least 1 of each")
+        return Reconstruction(self._shapes(), self.image_size, self.latent, self.width)
+
+    def _differences(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, list[Tensor]]:
+        """The reconstruction (n, 3, size, size), and how far it is from the image at each level (n, h, w)."""
+        features = [batch.features[layer] for layer in self.layers]
+        if network.training:
+            for level, x in zip(network.levels, features, strict=True):
+                level.learn(x)
+        good = [level(x) for level, x in zip(network.levels, features, strict=True)]
+        made = network(good)
+        again = cached_backbone(self.feature_spec(), str(made.device)).features(made)
+        return made, [
+            (level(again[layer]) - x).square().mean(1).clamp(max=_FARTHEST)
+            for layer, level, x in zip(self.layers, network.levels, good, strict=True)
+        ]
+
+    def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        made, differences = self._differences(network, batch)
+        means = torch.stack([difference.mean() for difference in differences])
+        weighted = (network.attention() * means).sum()
+        if network.training:
+            network.usual.lerp_(means.detach(), _MOMENTUM)
+        pixels = F.mse_loss(made.float(), standardised(batch.images, self.feature_spec()))
+        return weighted + self.pixel_weight * pixels
+
+    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        _, differences = self._differences(network, batch)
+        maps = [to_maps(difference, self.image_size, self.sigma) for difference in differences]
+        return with_maximum(sum(weight * values for weight, values in zip(network.attention(), maps, strict=True)))

@@ -1,0 +1,377 @@
+"""Uninformed Students: Student-Teacher Anomaly Detection with Discriminative Latent Embeddings (Bergmann, Fauser,
+Sattlegger, Steger, CVPR 2020, arXiv:1911.02357).
+
+The idea: a teacher describes the patch of 17, 33 or 65 pixels around every position; it is distilled out of a network
+trained on ImageNet, with descriptors kept uncorrelated. Several students of the same architecture learn, on good images
+alone, to give the teacher's descriptors. Where they have seen nothing of the kind, their mean is far from the teacher
+and they differ among themselves: the map adds both, each in standard deviations of good images, over all patch sizes.
+
+The paper's: three patch sizes, three students, descriptors of 128 numbers, networks 128 and 256 channels wide; the
+teacher learns on ImageNet (50,000 steps of 64 patches, ADAM at 2e-4) to be decoded to ResNet-18's features of the
+patch, weights 1 of distillation and compactness and 0 of the metric loss; the students see whole images, one a step
+(ADAM at 1e-4, weight decay 1e-5, 100 epochs). Networks are dense as in Bailer et al. 2017 (BMVC): each pixel gets its
+patch's descriptor. Error and variance are standardised by good images that were held out.
+
+Ours: ImageNet is not at hand to teach a teacher, so students learn the backbone's features at the patch's centre, all
+layers upsampled and stacked, each channel standardised: they know ImageNet, but also what lies beyond the patch. With
+`teacher="distilled"` a teacher is distilled out of them on the training images. It knows nothing but good images, as
+its students do, and they follow it on anomalies, too: on `grid`, with patches of 33 pixels and two students, pixel
+AUROC was 63 instead of 81 after some 340 steps (backbone: 89 after 2,000 of a network twice as wide). Compactness is
+the mean squared correlation of two components (the paper adds up signed ones). Density comes by dilation, which gives
+the same numbers as the paper's rearrangement. For a CPU, defaults are a quarter of the paper's width, descriptors at
+every fourth pixel, and of each image a random square of 64 pixels a step, which takes one core 0.6 s: `width=128,
+stride=1, crop=None` are the paper's. 32 good images at most give the moments of error and variance.
+
+Shapes: n images, d numbers a descriptor, s patch sizes, m students, h x w positions, every `stride` pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from al_models.detector import FLOAT16_MAX
+from al_models.errors import InvalidInput, unknown
+from al_models.parts.backbone import standardised
+from al_models.parts.epochs import Epochs, moved
+from al_models.parts.maps import to_maps
+from al_models.parts.patches import channel_moments, stack_layers, standard_layers
+from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
+from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.types import Checkpoints, ImageBatch, ImageSource, Runtime, Traits
+
+PATCH_NETWORKS = {
+    17: ((6, 1, False), (5, 2, False), (5, 2, False), (4, 0, False)),
+    33: ((5, 1, True), (5, 2, True), (2, 2, False), (4, 0, False)),
+    65: ((5, 1, True), (5, 1, True), (5, 1, True), (4, 2, False), (1, 0, False)),
+}
+"""Patch size -> convolutions: side, channels in widths (0: the descriptor's), and whether 2 x 2 maxima follow."""
+STRIDES = (1, 2, 4, 8)
+TEACHERS = ("distilled", "backbone")
+JUDGED = 32
+"""Good images that give the moments of error and variance."""
+
+
+class PatchNetwork(nn.Sequential):
+    """Describes the patch at every `stride`-th pixel, whole patches only: (n, 3, h, w) -> (n, d, h', w').
+
+    Pooling halves the grid as long as the stride allows; from there on it takes each pixel's maximum, and what follows
+    is dilated, so that every position has what the network would say of its patch alone.
+    """
+
+    def __init__(self, patch: int, width: int, dimension: int, stride: int) -> None:
+        layers: list[nn.Module] = []
+        channels, reached, dilation = 3, 1, 1
+        table = PATCH_NETWORKS[patch]
+        for place, (side, widths, pooled) in enumerate(table):
+            last = place == len(table) - 1
+            outputs = dimension if last else widths * width
+            left = stride // reached if last else 1
+            layers.append(nn.Conv2d(channels, outputs, side, stride=left, dilation=dilation))
+            if not last:
+                layers.append(nn.LeakyReLU(0.005))
+            if pooled and reached < stride:
+                layers.append(nn.MaxPool2d(2))
+                reached *= 2
+            elif pooled:
+                layers.append(nn.MaxPool2d(2, stride=1, dilation=dilation))
+                dilation *= 2
+            channels = outputs
+        super().__init__(*layers)
+        self.apply(_initialise)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class Describers(nn.Module):
+    """A patch network of each size; every component of their descriptors is shifted and scaled."""
+
+    def __init__(self, patches: Sequence[int], width: int, dimension: int, stride: int) -> None:
+        super().__init__()
+        self.patches, self.stride = tuple(patches), stride
+        self.networks = nn.ModuleList(PatchNetwork(patch, width, dimension, stride) for patch in patches)
+        self.register_buffer("mean", torch.zeros(len(patches), dimension, 1, 1))
+        self.register_buffer("std", torch.ones(len(patches), dimension, 1, 1))
+
+    def forward(self, x: Tensor, window: tuple[int, int, int]) -> Tensor:
+        """Descriptors of `cells` x `cells` positions from (row, column) on: (n, 3, size, size) -> (n, s, d, h, w).
+
+        The image goes on beyond its border as its mirror image, so that a border pixel has a whole patch, too.
+        """
+        row, column, cells = window
+        found = []
+        for patch, network in zip(self.patches, self.networks, strict=True):
+            before = patch // 2 - self.stride // 2  # a patch's centre lies in the middle of its position
+            side = (positions(x.shape[-1], self.stride) - 1) * self.stride + patch
+            after = side - x.shape[-1] - before
+            whole = F.pad(x, (before, after, before, after), mode="reflect")
+            top, left, need = row * self.stride, column * self.stride, (cells - 1) * self.stride + patch
+            # Where a network's pooling leaves the last pixels of its patch out, it could describe one position more.
+            found.append(network(whole[..., top : top + need, left : left + need])[..., :cells, :cells])
+        return (torch.stack(found, dim=1).float() - self.mean) / self.std
+
+
+def positions(size: int, stride: int) -> int:
+    """Positions along a side of so many pixels."""
+    return -(-size // stride)
+
+
+def correlation(descriptors: Tensor) -> Tensor:
+    """Mean squared correlation of two different components, over all positions: (n, d, h, w) -> scalar in [0, 1]."""
+    with torch.autocast(descriptors.device.type, enabled=False):  # a product of matrices would be rounded
+        x = descriptors.float().transpose(0, 1).flatten(1)  # (d, n * h * w)
+        x = x - x.mean(1, keepdim=True)
+        x = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        squares = (x @ x.T / x.shape[1]).square()  # (d, d)
+    d = len(squares)
+    return (squares.sum() - squares.diagonal().sum()) / max(1, d * (d - 1))
+
+
+def error_and_variance(teacher: Tensor, students: Sequence[Tensor]) -> Tensor:
+    """Squared distance of the students' mean from the teacher, and their mean squared distance from their mean.
+
+    Of each position: (n, s, d, h, w) each -> (n, s, 2, h, w).
+    """
+    guesses = torch.stack(list(students))  # (m, n, s, d, h, w)
+    mean = guesses.mean(0)
+    return torch.stack([(mean - teacher).square().sum(2), (guesses - mean).square().sum(3).mean(0)], dim=2)
+
+
+def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over images and positions: (n, c, h, w) many times -> (c,) each."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        x = part.double().transpose(0, 1).flatten(1)  # (c, n * h * w)
+        count += x.shape[1]
+        total, squares = total.to(x) + x.sum(1), squares.to(x) + x.square().sum(1)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
+class _Phase:
+    """The checkpoints of one of two trainings that share a place, with what the one before left."""
+
+    def __init__(self, place: Checkpoints, number: int, left: Mapping[str, np.ndarray]) -> None:
+        self.place, self.number, self.left = place, number, left
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        saved = self.place.load()
+        return saved if saved is not None and int(saved.get("phase", 0)) == self.number else None
+
+    def save(self, state: dict[str, np.ndarray]) -> None:
+        self.place.save(state | dict(self.left) | {"phase": np.array(self.number)})
+
+
+@dataclass(kw_only=True)
+class UninformedStudents(FeatureTrainedDetector):
+    """Students of a teacher; learned: `network_`, `mean_` and `std_` (s, 2: of error and variance), `feature_mean_` and
+    `feature_std_` (c,), `teacher_curve_`, `curve_` and `shapes_`."""
+
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    quick: ClassVar[Mapping[str, Any]] = {
+        "layers": (1, 2),
+        "receptive_fields": (17, 33),
+        "teacher": "distilled",
+        "students": 2,
+        "width": 4,
+        "dimension": 8,
+        "teacher_epochs": 4,
+        "epochs": 8,
+        "learning_rate": 5e-3,
+    }
+
+    receptive_fields: tuple[int, ...] = (17, 33, 65)
+    """Sides of the patches, in pixels."""
+    teacher: str = "backbone"
+    """Whose descriptors students learn to give: "backbone", whose features know more than good images show, or
+    "distilled"."""
+    students: int = 3
+    """Of each patch size."""
+    dimension: int = 128
+    """Numbers a descriptor; those of `teacher="backbone"` are its channels."""
+    width: int = 32
+    """Channels of the networks' first convolution; the paper's is 128."""
+    stride: int = 4
+    """Pixels from one descriptor to the next: 1 (the paper's), 2, 4 or 8."""
+    crop: int | None = 64
+    """Side of the random square, in pixels, that a step describes of an image; None: the whole image (the paper's)."""
+    compactness: float = 1.0
+    """Weight of the descriptors' correlation, against 1 of the distillation."""
+    teacher_epochs: int = 100
+    teacher_learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    batch_size: int = 1
+    patience: int | None = 100
+    """As in the base, for the students; as many epochs as there are, so that nothing stops early."""
+    max_minutes: float | None = None
+    """As in the base; the teachers take a third of it at most."""
+    sigma: float = 0.0
+    """Gaussian smoothing of the map, in pixels; the paper's is 0."""
+
+    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+        self._check()
+        learn: list[int] = list(range(len(source)))
+        held: list[int] = []
+        if self.patience is not None:
+            learn, held = hold_out(len(source), runtime.seed)
+        self.feature_mean_, self.feature_std_ = channel_moments(source, learn, self.layers, runtime.device)
+        saved = runtime.checkpoints.load() if runtime.checkpoints else None
+        if self.teacher == "backbone":
+            self.teacher_curve_ = np.zeros((0, 3), np.float32)
+        elif saved is None or "teacher_curve" not in saved:
+            self._teach(source, learn, _in_phase(runtime, 0, {}))
+        else:  # the students were interrupted, and their checkpoint holds the teachers
+            self.teacher_curve_ = saved["teacher_curve"]
+        super()._fit(source, _in_phase(runtime, 1, {"teacher_curve": self.teacher_curve_}))
+        judged = self._parts(source, (held or learn)[:JUDGED], runtime)
+        with torch.no_grad():
+            mean, std = moments(self._measured(self.network_, batch).flatten(1, 2) for batch in judged)
+        self.mean_, self.std_ = (value.view(-1, 2).cpu() for value in (mean, std))
+
+    def _check(self) -> None:
+        for patch in self.receptive_fields:
+            if patch not in PATCH_NETWORKS:
+                raise unknown("receptive field", patch, map(str, PATCH_NETWORKS))
+        if self.stride not in STRIDES:
+            raise unknown("stride", self.stride, map(str, STRIDES))
+        if self.teacher not in TEACHERS:
+            raise unknown("teacher", self.teacher, TEACHERS)
+        if not self.receptive_fields or min(self.students, self.dimension, self.width, self.teacher_epochs) < 1:
+            raise InvalidInput(
+                f"receptive_fields={self.receptive_fields}, students={self.students}, dimension={self.dimension}, "
+                f"width={self.width}, teacher_epochs={self.teacher_epochs} were given; give at least one of each"
+            )
+        if self.crop is not None and self.crop < 1:
+            raise InvalidInput(f"crop={self.crop} was given; give at least one pixel, or None for the whole image")
+        if self.image_size < max(self.receptive_fields):
+            raise InvalidInput(
+                f"image_size={self.image_size} was given for patches of {self.receptive_fields}; give images no "
+                "smaller than the largest patch"
+            )
+
+    def _teach(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        """Distil the teachers and standardise their descriptors."""
+        with seeded(runtime.seed, runtime.device):
+            teachers = self._describers()
+            channels = len(self.feature_mean_)
+            decoders = nn.ModuleList(nn.Conv2d(self.dimension, channels, 1) for _ in self.receptive_fields)
+            school = nn.ModuleList([teachers, decoders]).to(runtime.device)
+
+        def loss(batch: ImageBatch) -> Tensor:
+            window = self._window()
+            target = self._features(batch, window)  # (n, c, h, w)
+            parts = [
+                (decoder(x).float() - target).square().mean() + self.compactness * correlation(x)
+                for decoder, x in zip(decoders, self._described(teachers, batch.images, window).unbind(1), strict=True)
+            ]
+            return torch.stack(parts).mean()
+
+        with Epochs(source, rows, self.batch_size, runtime.seed) as epochs:
+
+            def draw(step: int, generator: torch.Generator) -> ImageBatch:
+                return moved(epochs.batch(step), runtime.device)
+
+            plan = replace(
+                self._plan(len(epochs)),
+                steps=len(epochs) * self.teacher_epochs,
+                learning_rate=self.teacher_learning_rate,
+                patience=None,
+                max_minutes=self.max_minutes and self.max_minutes / 3,
+            )
+            history = train(f"fit {type(self).__name__}: teachers", [Turn(school, loss)], draw, plan, runtime)
+        self.teacher_curve_ = np.array(history.losses, np.float32)  # (looks, 3)
+        with torch.no_grad(), seeded(runtime.seed, runtime.device):
+            # Each image has a square of its own, so that the size of the batches read does not matter.
+            images = (image for batch in self._parts(source, rows, runtime) for image in batch.images.split(1))
+            mean, std = moments(self._described(teachers, image, self._window()).flatten(1, 2) for image in images)
+        if float(std.max()) <= 1e-5 * float(mean.abs().max()):
+            raise InvalidInput("the training images look alike at all positions: give images with some contrast")
+        teachers.mean.copy_(mean.view_as(teachers.mean))
+        teachers.std.copy_(std.view_as(teachers.std).clamp(min=1e-5))
+        self._teachers = teachers
+
+    def _network(self) -> nn.Module:
+        students = nn.ModuleList(self._describers() for _ in range(self.students))
+        if self.teacher == "backbone":
+            return nn.ModuleDict({"students": students})
+        teachers = self.__dict__.pop("_teachers", None) or self._describers()  # a state brings its own weights
+        return nn.ModuleDict({"students": students, "teachers": teachers.requires_grad_(False)})
+
+    def _describers(self) -> Describers:
+        dimension = self.dimension if self.teacher == "distilled" else len(self.feature_mean_)
+        return Describers(self.receptive_fields, self.width, dimension, self.stride)
+
+    def _plan(self, per_epoch: int) -> TrainPlan:
+        share = 2 / 3 if self.teacher == "distilled" else 1
+        return replace(super()._plan(per_epoch), max_minutes=self.max_minutes and self.max_minutes * share)
+
+    def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        theirs, mine = self._described_by_all(network, batch, self._window())
+        return torch.stack([(x - theirs).square().sum(2).mean() for x in mine]).mean()
+
+    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        measured = self._measured(network, batch)  # (n, s, 2, h, w)
+        mean, std = (value.to(measured.device)[..., None, None] for value in (self.mean_, self.std_))
+        z = (measured - mean) / std.clamp(min=1e-6)
+        maps = to_maps(z.sum(2).mean(1), self.image_size, self.sigma)
+        # Deviations of what students know well are tiny, and an anomaly may lie any number of them away.
+        return with_maximum(maps.clamp(max=FLOAT16_MAX))
+
+    def _measured(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        """Error and variance at all positions of an image, one image at a time: dense layers are large."""
+        window, found = (0, 0, positions(self.image_size, self.stride)), []
+        for row in range(len(batch)):
+            features = {layer: values[row : row + 1] for layer, values in batch.features.items()}
+            one = ImageBatch(batch.ids[row : row + 1], batch.images[row : row + 1], features)
+            found.append(error_and_variance(*self._described_by_all(network, one, window)))
+        return torch.cat(found)
+
+    def _described_by_all(
+        self, network: nn.Module, batch: ImageBatch, window: tuple[int, int, int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the teacher says and what each student says: (n, s, d, h, w) each."""
+        if self.teacher == "distilled":
+            theirs = self._described(network["teachers"], batch.images, window)
+        else:
+            theirs = self._features(batch, window)[:, None]  # the same for all patch sizes
+        return theirs, [self._described(student, batch.images, window) for student in network["students"]]
+
+    def _described(self, describers: Describers, images: Tensor, window: tuple[int, int, int]) -> Tensor:
+        return describers(standardised(images, self.feature_spec()), window)
+
+    def _window(self) -> tuple[int, int, int]:
+        """(row, column, cells) of a random square, in positions."""
+        whole = positions(self.image_size, self.stride)
+        cells = whole if self.crop is None else min(whole, positions(self.crop, self.stride))
+        row, column = torch.randint(0, whole - cells + 1, (2,)).tolist()
+        return row, column, cells
+
+    def _features(self, batch: ImageBatch, window: tuple[int, int, int]) -> Tensor:
+        """The backbone's features at every position, standardised by channel: (n, c, cells, cells)."""
+        row, column, cells = window
+        layers = standard_layers(batch.features, self.layers, self.feature_mean_, self.feature_std_)
+        x = stack_layers(dict(zip(self.layers, layers, strict=True)), self.layers, mode="bilinear")
+        side = positions(self.image_size, self.stride)
+        x = x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear")
+        return x[..., row : row + cells, column : column + cells]
+
+    def _parts(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> Iterator[ImageBatch]:
+        for start in range(0, len(rows), source.batch_size):
+            yield moved(source.read(list(rows[start : start + source.batch_size])), runtime.device)
+
+
+def _in_phase(runtime: Runtime, number: int, left: Mapping[str, np.ndarray]) -> Runtime:
+    if runtime.checkpoints is None:
+        return runtime
+    return replace(runtime, checkpoints=_Phase(runtime.checkpoints, number, left))
