@@ -32,6 +32,8 @@ _LOOKS = 200
 """Points of a loss curve that are kept in the manifest; the model's state has them all."""
 _loaded: WeakValueDictionary[tuple[str, str, str], Detector] = WeakValueDictionary()
 """(store, key, device) -> a model in use: calibration and prediction run side by side, and one copy serves both."""
+_kept: list[Detector] = []
+"""The model last used: calibration and prediction also follow each other. The next fit lets go of it."""
 _loading = threading.Lock()
 
 
@@ -90,6 +92,7 @@ def load_model(store: Store, key: str, cell: Cell) -> Detector:
         detector = _loaded.get(asked)
         if detector is None:
             _loaded[asked] = detector = _load(store, key, cell)
+        _kept[:] = [detector]
         return detector
 
 
@@ -105,6 +108,7 @@ def _load(store: Store, key: str, cell: Cell) -> Detector:
 def _fit(
     store: Store, cell: Cell, validated: Validated, features: str | None, detector: Detector, draft: Draft
 ) -> dict[str, Any]:
+    _kept.clear()
     ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed)
     checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
     detector.fit(source_for(detector, validated, features, ids, batch_size=32), runtime_of(cell, checkpoints))

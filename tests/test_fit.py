@@ -61,19 +61,29 @@ def test_a_method_that_compares_positions_warns_where_parts_move(most: int, warn
     assert fit_module._doubts(create("padim"), validated, ids[:1]) == []
 
 
-def test_a_model_in_use_is_in_memory_once(demo_root: Path, tmp_path: Path) -> None:
+def test_the_model_last_used_is_in_memory_and_once(demo_root: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     (category,) = ingest.fn(store.url, "mvtec_ad", str(demo_root), ["brick"]).categories
     validated = validate.fn(prepare.fn(category, 64))
     cell = Cell("mvtec_ad", "brick", "padim", {"image_size": 64, "channels": 10}, device="cpu")
     spec = create(cell.method, **cell.params).feature_spec()
     assert spec is not None
-    key = fit.fn(cell, validated, extract.fn(validated, spec, "cpu"))
+    features = extract.fn(validated, spec, "cpu")
+    key = fit.fn(cell, validated, features)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: load_model(store, key, cell), range(2))
     assert first is second
-    assert load_model(store, key, replace(cell, device="auto")) is not first
-    used = ref(first)
+    used, key_of_other = ref(first), fit.fn(replace(cell, seed=1), validated, features)
     del first, second
     gc.collect()
-    assert used() is None  # nothing holds it when nobody uses it
+    assert used() is None, "a fit is to have the memory that the last model took"
+
+    model = load_model(store, key, cell)
+    assert load_model(store, key, replace(cell, device="auto")) is not model
+    kept = ref(load_model(store, key, cell))
+    del model
+    gc.collect()
+    assert load_model(store, key, cell) is kept(), "the next step of the cell would read it again"
+    load_model(store, key_of_other, cell)
+    gc.collect()
+    assert kept() is None, "more than the model last used is held"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -48,6 +49,17 @@ def test_the_chart_has_a_line_for_what_was_learned_and_one_for_what_was_held_out
     assert "training, from 4 to 2; held out, from 5 to 3" in both
     alone = chart.render(t=losses_of(record((5, 4.0, None), (10, 4.0, None))))
     assert alone.count("<path") == 1
+
+
+@pytest.mark.parametrize("scale", [1e-7, 0.1, 1.0, 1e6])
+def test_labels_of_the_loss_fit_beside_their_axis(scale):
+    chart = environment().from_string("{% import 'charts.html.j2' as charts %}{{ charts.losses(t) }}")
+    page = chart.render(t=losses_of(record((5, 7.5034 * scale, None), (10, -4.5341 * scale, None))))
+    labels = re.findall(r'text-anchor="end"[^>]*>([^<]*)<', page)
+    assert len(labels) == 3
+    assert max(len(label) for label in labels) <= 7
+    (named,) = re.findall(r">loss(?:, in ([^<]*))?<", page)
+    assert float(labels[2]) * float(named or 1) == pytest.approx(7.5034 * scale, rel=1e-3)
 
 
 @pytest.mark.parametrize("losses", [[(5, 4.0, None)], [(5, 4.0, 5.0), (10, 1.0, 2.0)]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -22,6 +23,12 @@ class Losses:
     steps: float
     low: float
     high: float
+
+    @property
+    def unit(self) -> float:
+        """A power of ten in which the losses are short numbers: 1 where they are as they stand."""
+        largest = max(abs(self.low), abs(self.high))
+        return 1.0 if 0.01 <= largest < 10_000 else 10.0 ** math.floor(math.log10(largest))
 
 
 def losses_of(record: RunRecord) -> Losses | None:
