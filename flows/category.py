@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,12 @@ from prefect.futures import PrefectFuture
 
 from al_models.registry import create
 from al_models.types import FeatureSpec
-from flows.runfile import DataSource
+from flows.runfile import DataSource, IngestRun, RunFile
 from storage.store import Store
 from tasks.demo_data import make_demo_data
 from tasks.extract import extract
 from tasks.handles import Category, Prepared, Validated
 from tasks.ingest import Ingested, ingest
-from tasks.policy import Policy
 from tasks.prepare import prepare
 from tasks.report.data import Judged
 from tasks.suspect import suspect
@@ -26,11 +26,11 @@ Steps = dict[str, PrefectFuture[Any]]
 """Step -> its future, in the order in which one waits for the other."""
 
 
-def listed(store: Store, source: DataSource) -> Ingested:
-    """The categories of a data set; the demo's is made first."""
+def listed(store: Store, source: DataSource, take_in: Callable[..., Ingested] = ingest) -> Ingested:
+    """The categories of a data set; the demo's is made first. `take_in`: the step, or its bare function."""
     if source.dataset == "demo":
         make_demo_data(Path(source.root))
-    return ingest(store.url, source.dataset, source.root, source.categories, source.options)
+    return take_in(store.url, source.dataset, source.root, source.categories, source.options)
 
 
 def shared_spec(image_size: int) -> FeatureSpec:
@@ -45,9 +45,13 @@ class CategorySteps:
     """The steps of one category that its cells share."""
 
     category: Category
-    policy: Policy
-    device: str
+    run: RunFile | IngestRun
     submitted: dict[Any, PrefectFuture[Any]] = field(default_factory=dict)
+
+    def submit(self, step: Any, *inputs: Any) -> PrefectFuture[Any]:
+        """The step on its way; it fails when it takes longer than the run allows."""
+        future: PrefectFuture[Any] = step.with_options(timeout_seconds=60 * self.run.step_minutes).submit(*inputs)
+        return future
 
     def inputs(self, image_size: int, spec: FeatureSpec | None) -> Steps:
         """The images of this size, judged, and the features where a spec is given: `validate` and `extract` are what
@@ -55,7 +59,7 @@ class CategorySteps:
         steps = self._judged(image_size)
         if spec is not None:
             steps |= {"extract": self._features(image_size, spec)}
-        if self.policy.severity("suspected_defect") == "reject":
+        if self.run.validation.severity("suspected_defect") == "reject":
             cleaned = self.suspects(image_size)
             steps |= {"suspect": cleaned["suspect"], "validate": cleaned["suspect"]}
         return steps
@@ -65,31 +69,62 @@ class CategorySteps:
         steps = self._judged(image_size)
         features = self._features(image_size, shared_spec(image_size))
         if ("suspect", image_size) not in self.submitted:
-            judged = suspect.submit(steps["validate"], features, shared_spec(image_size), self.policy, self.device)
+            judged = self.submit(
+                suspect, steps["validate"], features, shared_spec(image_size), self.run.validation, self.run.device
+            )
             self.submitted["suspect", image_size] = judged
         return {**steps, "extract": features, "suspect": self.submitted["suspect", image_size]}
 
     def to_show(self) -> list[Steps]:
         """What was judged, by image size; with suspects where the policy wants to know them and a cell asked for the
         features anyway."""
-        wanted = self.policy.severity("suspected_defect") != "off"
+        wanted = self.run.validation.severity("suspected_defect") != "off"
         sizes = [key[1] for key in self.submitted if isinstance(key, tuple) and key[0] == "prepare"]
         return [
             self.suspects(size) if wanted and shared_spec(size) in self.submitted else self._judged(size)
             for size in sizes
         ]
 
+    def looked_at(self, image_size: int) -> Validated:
+        """The judged images, within `only_looking`. Raises NotMadeYet or CategoryStopped."""
+        validated = validate.fn(prepare.fn(self.category, image_size), self.run.validation)
+        if self.run.validation.severity("suspected_defect") != "reject":
+            return validated
+        spec = shared_spec(image_size)
+        features = extract.fn(validated, spec, self.run.device)
+        return suspect.fn(validated, features, spec, self.run.validation, self.run.device)
+
+    def forget_lost(self) -> None:
+        """Steps that were lost with a scheduler are submitted again when they are asked for."""
+        self.submitted = {key: step for key, step in self.submitted.items() if not _is_lost(step)}
+
     def _judged(self, image_size: int) -> Steps:
         if ("prepare", image_size) not in self.submitted:
-            prepared = prepare.submit(self.category, image_size)
+            prepared = self.submit(prepare, self.category, image_size)
             self.submitted["prepare", image_size] = prepared
-            self.submitted["validate", image_size] = validate.submit(prepared, self.policy)
+            self.submitted["validate", image_size] = self.submit(validate, prepared, self.run.validation)
         return {step: self.submitted[step, image_size] for step in ("prepare", "validate")}
 
     def _features(self, image_size: int, spec: FeatureSpec) -> PrefectFuture[Any]:
         if spec not in self.submitted:
-            self.submitted[spec] = extract.submit(self._judged(image_size)["validate"], spec, self.device)
+            self.submitted[spec] = self.submit(extract, self._judged(image_size)["validate"], spec, self.run.device)
         return self.submitted[spec]
+
+
+def first_failure(steps: Steps) -> tuple[str, Exception] | None:
+    """Wait for these steps; the first that failed and why, or None."""
+    for step, future in steps.items():
+        try:
+            future.result()
+        # A worker that died is Dask's own error and by-passes Prefect's states: it fails these steps, not the run.
+        except Exception as error:
+            return step, error
+    return None
+
+
+def _is_lost(step: PrefectFuture[Any]) -> bool:
+    future: Any = step
+    return bool(future.wrapped_future.cancelled())
 
 
 def judged_of(shared: CategorySteps, steps: Steps, failure: tuple[str, Exception] | None) -> Judged | None:
@@ -100,4 +135,4 @@ def judged_of(shared: CategorySteps, steps: Steps, failure: tuple[str, Exception
     if failure is None and "suspect" in steps:
         cleaned: Validated = steps["suspect"].result()
         return Judged(shared.category, prepared.images, cleaned.verdict, cleaned.suspects)
-    return Judged(shared.category, prepared.images, verdict_key(prepared, shared.policy))
+    return Judged(shared.category, prepared.images, verdict_key(prepared, shared.run.validation))

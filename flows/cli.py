@@ -56,10 +56,11 @@ def main() -> None:
 def _for_the_user(error: Exception) -> bool:
     from al_models.errors import ModelsError
     from flows.runfile import RunFileError
+    from flows.runners import ClusterError
     from flows.server import ServerError
     from storage.errors import StorageError
 
-    return isinstance(error, ModelsError | StorageError | RunFileError | ServerError)
+    return isinstance(error, ModelsError | StorageError | RunFileError | ServerError | ClusterError)
 
 
 @app.command()
@@ -87,6 +88,8 @@ def benchmark(
     false_reject_rate: Annotated[float | None, typer.Option(help="Asked of the threshold.  [default: 0.05]")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
     workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be computed, and end.")] = False,
 ) -> None:
     """Compare methods on data sets: every method on every category, unless some are named."""
     from flows.runfile import RunFile, read_run_file
@@ -99,6 +102,7 @@ def benchmark(
         "false_reject_rate": false_reject_rate,
         "runner": runner,
         "workers": workers,
+        "threads": threads,
         "seeds": seed,
         "data": [_source(text, category, _options(option, inspect)) for text in data] if data else None,
         "validation": _policy(rule, values.get("validation")),
@@ -107,7 +111,11 @@ def benchmark(
     values.update({name: value for name, value in given.items() if value is not None})
     if category and not data:
         values["data"] = [source | {"categories": category} for source in values.get("data", [])]
-    _benchmark(_checked(RunFile, values))
+    run = _checked(RunFile, values)
+    if plan:
+        _plan(run)
+    else:
+        _benchmark(run)
 
 
 @app.command()
@@ -251,6 +259,15 @@ def _benchmark(run: RunFile) -> None:
         sys.exit(1)
 
 
+def _plan(run: RunFile) -> None:
+    """Print what a run would do; nothing is computed, and no server is needed."""
+    _check_writable(run)
+    from flows.plan import plan, tables
+
+    for table in tables(plan(run)):
+        console.print(table)
+
+
 def _ingest(run: IngestRun) -> None:
     """Take in and judge; exit 1 when a category cannot be used."""
     outcome, failed = _run_flow("flows.ingest:ingest", run)
@@ -276,7 +293,7 @@ def _run_flow(entrypoint: str, run: RunFile | IngestRun) -> tuple[Any, bool]:
         flow = getattr(import_module(module), name)
         server.wait_for(url)
         errors.print(f"watch at {url.removesuffix('/api')}", style="dim", highlight=False)
-        state = flow.with_options(task_runner=runner_for(run.runner, run.workers))(run, return_state=True)
+        state = flow.with_options(task_runner=runner_for(run))(run, return_state=True)
         outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
         raise outcome

@@ -8,9 +8,9 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.category import CategorySteps, Steps, judged_of, listed
+from flows.category import CategorySteps, Steps, first_failure, judged_of, listed
 from flows.runfile import IngestRun
-from flows.runners import on_asked_runner, runner_for
+from flows.runners import ThreadsRunner, on_asked_runner
 from flows.watch import Watch
 from storage.store import Store
 from tasks.download import download
@@ -35,7 +35,7 @@ class Outcome:
     """data set/category -> why it was not searched for suspects."""
 
 
-@flow(name="ingest", flow_run_name="ingest {run.title}", task_runner=runner_for("threads"))
+@flow(name="ingest", flow_run_name="ingest {run.title}", task_runner=ThreadsRunner())
 def ingest(run: IngestRun) -> State[Outcome]:
     """List, decode and judge every category, and write the page about them; an unusable one stops no other."""
     run.check()
@@ -49,8 +49,11 @@ def ingest(run: IngestRun) -> State[Outcome]:
     remarks: dict[str, str] = {}
     asked = run.validation.severity("suspected_defect")
     with Watch(store, "ingest") as watch:
-        for shared, steps in _start(run, store, watch, unusable):
-            failure = watch.first_failure(steps)
+        started = _start(run, store, unusable)
+        watch.expect(len(started))
+        for done, (shared, steps) in enumerate(started, start=1):
+            failure = first_failure(steps)
+            watch.finished(done, shared.category.name)
             if failure is not None:
                 essential = failure[0] in ("prepare", "validate") or asked == "reject"
                 (unusable if essential else remarks)[shared.category.name] = f"{failure[0]}: {failure[1]}"
@@ -68,7 +71,7 @@ def ingest(run: IngestRun) -> State[Outcome]:
     return Completed(data=outcome, message=f"{len(judged)} categories; see {path}")
 
 
-def _start(run: IngestRun, store: Store, watch: Watch, unusable: dict[str, str]) -> list[tuple[CategorySteps, Steps]]:
+def _start(run: IngestRun, store: Store, unusable: dict[str, str]) -> list[tuple[CategorySteps, Steps]]:
     """Submit every step of every category; what cannot even be listed is unusable."""
     running: list[tuple[CategorySteps, Steps]] = []
     for source in run.data:
@@ -77,9 +80,7 @@ def _start(run: IngestRun, store: Store, watch: Watch, unusable: dict[str, str])
         found = listed(store, source)
         unusable |= {f"{source.dataset}/{name}": reason for name, reason in found.problems.items()}
         for category in found.categories:
-            shared = CategorySteps(category, run.validation, run.device)
+            shared = CategorySteps(category, run)
             wanted = run.validation.severity("suspected_defect") != "off"
             running.append((shared, shared.suspects(IMAGE_SIZE) if wanted else shared.inputs(IMAGE_SIZE, None)))
-    for _, steps in running:
-        watch.follow(steps)
     return running

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from al_models.registry import METHODS, create
+from tasks.handles import Cell
 from tasks.policy import Policy
 
 
@@ -48,6 +49,16 @@ class _Run(_Strict):
         "threads", description="threads, dask (local processes) or the address of a Dask scheduler, tcp://..."
     )
     workers: int | None = Field(None, ge=1, description="Steps at once (threads) or processes (dask)")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Cores that a step computes with: when left out, 1 on Dask and a share of all cores on `threads`. "
+        "The last bits of what is trained on a CPU depend on it, and on no other choice of where a run runs",
+    )
+
+    step_minutes: float = Field(
+        24 * 60, gt=0, description="A step that takes longer is taken for hung, and ends with a reason"
+    )
 
     def _data_title(self) -> str:
         return ", ".join(f"{s.dataset}/{'+'.join(s.categories)}" if s.categories else s.dataset for s in self.data)
@@ -87,6 +98,14 @@ class RunFile(_Run):
     def asked_methods(self) -> list[MethodRun]:
         """The methods to run, all of the registry when none is named."""
         return self.methods or [MethodRun(name=name) for name in METHODS]
+
+    def cells(self, dataset: str, category: str) -> list[Cell]:
+        """The cells of a category, in the order of the run."""
+        return [
+            Cell(dataset, category, method.name, method.params, seed, self.device, self.false_reject_rate)
+            for method in self.asked_methods()
+            for seed in self.seeds
+        ]
 
     @property
     def title(self) -> str:

@@ -3,44 +3,88 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from prefect.context import FlowRunContext
 from prefect.flows import Flow
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.runfile import IngestRun, RunFile
+if TYPE_CHECKING:
+    from flows.runfile import IngestRun, RunFile
 
 _CORES_PER_STEP = 4
-"""Torch, BLAS and faiss use all cores within a step, so threads pay only where there are many."""
+"""Within a step torch, BLAS and faiss use several cores, so side by side pays only where there are many."""
 
 
-def runner_for(name: str, workers: int | None = None) -> TaskRunner[Any]:
-    """`threads`, `dask` (a local cluster, one core a process) or the address of a scheduler."""
-    cores = os.cpu_count() or 1
-    if name == "threads":
-        return ThreadPoolTaskRunner(max_workers=workers or max(1, cores // _CORES_PER_STEP))
-    from prefect_dask import DaskTaskRunner
+class ClusterError(RuntimeError):
+    """A cluster that cannot run our steps."""
 
-    if name != "dask":
-        return DaskTaskRunner(address=name)
-    processes = workers or cores
-    return DaskTaskRunner(
-        cluster_kwargs={
-            "n_workers": processes,
-            "threads_per_worker": 1,
-            "dashboard_address": ":0",  # any free port: a second cluster on this machine is no trouble
-            "memory_limit": "auto",
-        }
+
+class ThreadsRunner(ThreadPoolTaskRunner):  # type: ignore[type-arg]
+    """Steps in threads of this process, which share its cores."""
+
+    def __init__(self, workers: int | None = None, threads: int | None = None) -> None:
+        """So many steps at once (few, unless `threads` says how little of the machine one takes), each on so many
+        cores (an even share of all, unless the environment says otherwise)."""
+        cores = os.cpu_count() or 1
+        super().__init__(workers or max(1, cores // (threads or _CORES_PER_STEP)))
+        self.workers, self.asked = workers, threads
+        self.threads = threads or (None if "OMP_NUM_THREADS" in os.environ else max(1, cores // self._max_workers))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether steps would run in the same way."""
+        ways = [(runner._max_workers, runner.threads) for runner in (self, other) if isinstance(runner, ThreadsRunner)]
+        return len(ways) == 2 and ways[0] == ways[1]
+
+    def duplicate(self) -> Self:
+        """The same, not started."""
+        return type(self)(self.workers, self.asked)
+
+    def steps_at_once(self) -> int:
+        """Steps that can be under way."""
+        return self._max_workers
+
+    def __enter__(self) -> Self:
+        """Before a step computes, torch is told how many cores are its own."""
+        super().__enter__()
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        return self
+
+
+def runner_for(run: RunFile | IngestRun) -> TaskRunner[Any]:
+    """`threads`, `dask` (processes of this machine) or the address of a scheduler, as the run asks."""
+    if run.runner == "threads":
+        return ThreadsRunner(run.workers, run.threads)
+    from flows.cluster import ClusterRunner, LocalCluster
+
+    threads = run.threads or 1
+    if run.runner != "dask":
+        return ClusterRunner(device=run.device, threads=threads, address=run.runner)
+    gpus = _gpus(run.device)
+    processes = run.workers or max(1, (os.cpu_count() or 1) // threads, gpus)
+    return ClusterRunner(
+        device=run.device,
+        threads=threads,
+        cluster_class=LocalCluster,
+        cluster_kwargs={"processes": processes, "gpus": min(gpus, processes)},
     )
+
+
+def _gpus(device: str) -> int:
+    import torch
+
+    return 0 if device == "cpu" else torch.cuda.device_count()
 
 
 def on_asked_runner(flow: Flow[Any, Any], run: RunFile | IngestRun) -> State[Any] | None:
     """The end of the running flow on the runner that the run asks for; None when it is on that one already."""
     context = FlowRunContext.get()
     assert context is not None  # called from within a flow
-    runner = runner_for(run.runner, run.workers)
+    runner = runner_for(run)
     if runner == context.task_runner:
         return None
     inner = flow.with_options(task_runner=runner)(run, return_state=True)

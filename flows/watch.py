@@ -1,21 +1,33 @@
-"""How a run is watched: a bar in the terminal, artifacts in the Prefect UI."""
+"""How a run is watched: one live table in the terminal, artifacts in the Prefect UI."""
 
 from __future__ import annotations
 
 import base64
 import io
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from uuid import UUID
 
 from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.futures import PrefectFuture
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
 from storage.records import RunRecord
 from storage.store import Store
@@ -24,35 +36,50 @@ from tasks.progress import listening
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+logger = logging.getLogger(__name__)
+
+
+_TELL_EVERY_S = 10.0
+_PICTURES = 60
+"""Cells of a run whose maps and losses are shown in the UI; the report has all."""
+_ROWS = 12
+"""Cells under way that the terminal names."""
+
 
 class Watch:
-    """Follows the steps of a run."""
+    """Shows how far a run has come."""
 
     def __init__(self, store: Store, name: str) -> None:
-        """Nothing is followed yet; `name` is the flow's."""
+        """Nothing is expected yet; `name` is the flow's."""
         self.store, self.name = store, name
-        self.followed: dict[int, PrefectFuture[Any]] = {}
-        self.ended: set[int] = set()
         terminal = Console(stderr=True)
         self.bar = Progress(
             SpinnerColumn(),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=terminal,
-            transient=True,
-            disable=not terminal.is_terminal,  # in a file or a pipe it would leave empty lines
         )
         self.line: TaskID = self.bar.add_task(name, total=None)
         self.heard: dict[str, TaskID] = {}
+        self.under_way: Sequence[tuple[str, str]] = ()
+        """(cell, its step) of those on their way."""
+        self.live = (
+            Live(console=terminal, transient=True, get_renderable=self._screen) if terminal.is_terminal else None
+        )
         self.listening = listening(self._hear)
         self.progress: UUID | None = None
+        self.expected = self.pictures = 0
+        self.told = -_TELL_EVERY_S
 
     def __enter__(self) -> Self:
-        created = create_progress_artifact(progress=0.0, key=self.name, description="steps finished")
+        created = create_progress_artifact(progress=0.0, key=self.name, description="share that is finished")
         self.progress = created if isinstance(created, UUID) else None
-        self.bar.start()
+        if self.live is not None:
+            self.live.start()
         self.listening.__enter__()
         return self
 
@@ -60,24 +87,21 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.listening.__exit__(None, None, None)
-        self.bar.stop()
+        if self.live is not None:
+            self.live.stop()
 
-    def follow(self, steps: Mapping[str, PrefectFuture[Any]]) -> None:
-        """These steps are to come; those that were followed already count once."""
-        self.followed |= {id(future): future for future in steps.values()}
-        self.bar.update(self.line, total=len(self.followed))
+    def expect(self, units: int) -> None:
+        """So many cells, or categories, are to come."""
+        self.expected = units
+        self.bar.update(self.line, total=units)
 
-    def first_failure(self, steps: Mapping[str, PrefectFuture[Any]]) -> tuple[str, Exception] | None:
-        """Wait for these steps; the first that failed and why, or None."""
-        for step, future in steps.items():
-            try:
-                future.result()
-            # A worker that died is Dask's own error and by-passes Prefect's states: it fails these steps, not the run.
-            except Exception as error:
-                return step, error
-            self.ended.add(id(future))
-            self.bar.update(self.line, completed=len(self.ended))
-        return None
+    def finished(self, units: int, what: str) -> None:
+        """So many of them are finished; `what` tells the last of them, or their sum."""
+        self.bar.update(self.line, completed=units, description=what)
+        if time.monotonic() - self.told >= _TELL_EVERY_S or units == self.expected:
+            self.told = time.monotonic()
+            self._tell(units / max(1, self.expected))
+            logger.info("%s: %d of %d, %s", self.name, units, self.expected, what)
 
     def _tell(self, share: float) -> None:
         if self.progress is not None:
@@ -90,20 +114,35 @@ class Watch:
         finished = of is not None and done >= of
         self.bar.update(self.heard[what], completed=done, total=of, visible=not finished)
 
+    def _screen(self) -> RenderableType:
+        table = Table("under way", "step", box=None)
+        for cell, step in self.under_way[:_ROWS]:
+            table.add_row(escape(cell), step)
+        if len(self.under_way) > _ROWS:
+            table.add_row(f"and {len(self.under_way) - _ROWS} more", "")
+        return Group(self.bar.get_renderable(), table) if self.under_way else self.bar.get_renderable()
+
     def show(self, records: Sequence[RunRecord]) -> None:
-        """A cell has ended: the table of all so far, and its pictures."""
-        from tasks.report import result_table_markdown, sample_picture
+        """A cell has ended: its pictures, and now and then the table of all so far."""
+        from tasks.report import sample_picture
         from tasks.report.training import loss_picture, losses_of
 
-        last = records[-1]
-        self.bar.update(self.line, description=f"{last.method} {last.dataset}/{last.category}: {last.status}")
-        self._tell(len(self.ended) / max(1, len(self.followed)))
-        create_markdown_artifact(result_table_markdown(records), key="results", description="cells so far")
-        if last.status == "done":
+        last, failed = records[-1], sum(record.status == "failed" for record in records)
+        due = time.monotonic() - self.told >= _TELL_EVERY_S
+        self.finished(len(records), f"{len(records) - failed} done, {failed} failed")
+        if due:
+            self._table(records)
+        if last.status == "done" and self.pictures < _PICTURES:
+            self.pictures += 1
             self._picture("maps", last, sample_picture(self.store, last))
             losses = losses_of(last)
             if losses is not None:
                 self._picture("losses", last, loss_picture(losses))
+
+    def _table(self, records: Sequence[RunRecord]) -> None:
+        from tasks.report import result_table_markdown
+
+        create_markdown_artifact(result_table_markdown(records), key="results", description="cells so far")
 
     def _picture(self, what: str, record: RunRecord, picture: bytes) -> None:
         create_markdown_artifact(
@@ -112,9 +151,11 @@ class Watch:
             description=f"{what}: {record.method} on {record.dataset}/{record.category}, seed {record.seed}",
         )
 
-    def report(self, path: str) -> None:
+    def report(self, path: str, records: Sequence[RunRecord] = ()) -> None:
         """The report is written, and so all is done."""
         self._tell(1.0)
+        if records:
+            self._table(records)
         create_markdown_artifact(
             f"[{Path(path).name}](file://{path})\n\n`{path}`", key="report", description="the report"
         )

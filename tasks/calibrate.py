@@ -16,12 +16,14 @@ from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
 from tasks.fit import load_model, method_code, source_for
 from tasks.handles import Cell, Validated
-from tasks.steps import retry_passing, run_step, step_key
+from tasks.limits import in_memory
+from tasks.steps import GPU, retry_passing, run_step, step_key
 
 
 @task(
     name="calibrate",
     task_run_name="calibrate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
+    tags=[GPU],
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=1,
@@ -42,18 +44,23 @@ def _calibrate(
 ) -> dict[str, Any]:
     detector = load_model(store, model, cell)
     ids = store.get(model).meta["held_out"]
-    scores: list[float] = []
-    maxima: list[float] = []
-    pixels = HeldOutPixels()
-    for part in detector.predict_batches(source_for(detector, validated, features, ids), runtime_of(cell)):
-        maps = part.maps.astype(np.float16)  # as test maps are stored: a threshold between the two would favour a side
-        scores += part.scores.tolist()
-        maxima += maps.max(axis=(1, 2)).tolist()
-        for image_id, one in zip(part.ids, maps, strict=True):
-            if image_id not in pixels.ids:  # equal content, equal map
-                pixels.add(image_id, one)
+
+    def look(batch_size: int) -> tuple[dict[str, list[float]], HeldOutPixels]:
+        pixels = HeldOutPixels()
+        seen: dict[str, list[float]] = {"scores": [], "map_maxima": []}
+        source = source_for(detector, validated, features, ids, batch_size)
+        for part in detector.predict_batches(source, runtime_of(cell)):
+            maps = part.maps.astype(np.float16)  # as test maps are stored: a threshold in between would favour a side
+            seen["scores"] += part.scores.tolist()
+            seen["map_maxima"] += maps.max(axis=(1, 2)).tolist()
+            for image_id, one in zip(part.ids, maps, strict=True):
+                if image_id not in pixels.ids:  # equal content, equal map
+                    pixels.add(image_id, one)
+        return seen, pixels
+
+    seen, pixels = in_memory(look, 16)
     _write_pixels(store, draft, pixels)
-    return {"ids": ids, "scores": scores, "map_maxima": maxima}
+    return {"ids": ids, **seen}
 
 
 def _write_pixels(store: Store, draft: Draft, pixels: HeldOutPixels) -> None:

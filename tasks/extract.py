@@ -20,8 +20,9 @@ from al_models.types import FeatureSpec
 from storage.store import Draft, Store
 from tasks.compute import device_of
 from tasks.handles import Validated
+from tasks.limits import in_memory
 from tasks.progress import Progress
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredSource, accepted_samples
 
 CHUNK = 16
@@ -32,6 +33,7 @@ SHARD = 64
 @task(
     name="extract",
     task_run_name="extract {spec.backbone} {validated.name}",
+    tags=[GPU],
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=1,
@@ -59,25 +61,41 @@ def _extract(store: Store, validated: Validated, spec: FeatureSpec, device: str,
 
     backbone = cached_backbone(spec, device_of(device))
     ids = [sample.id for sample in accepted_samples(validated)]
-    source = StoredSource(validated, ids, spec=None, features=None, images=True, batch_size=CHUNK)
     arrays: dict[int, zarr.Array[Any]] = {}
-    progress = Progress(f"extract {validated.name}")
+
+    def write_features(batch_size: int) -> None:
+        source = StoredSource(validated, ids, spec=None, features=None, images=True, batch_size=batch_size)
+        _write_all(store, draft, backbone, source, arrays, Progress(f"extract {validated.name}"))
+
+    in_memory(write_features, CHUNK)
+    shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
+    return {"ids": ids, "shapes": shapes, "spec": asdict(spec), "device": str(backbone.device)}
+
+
+def _write_all(
+    store: Store,
+    draft: Draft,
+    backbone: Any,
+    source: StoredSource,
+    arrays: dict[int, zarr.Array[Any]],
+    progress: Progress,
+) -> None:
+    """Fill the arrays, which are made when the first features show their shapes; the next shard is computed while one
+    is written."""
     with ThreadPoolExecutor(1) as writer:  # compressing and writing release the interpreter's lock
         writing: list[Future[None]] = []
         for start, layers in _shards(backbone, source):
             for layer, values in layers.items():
                 if layer not in arrays:
-                    shape = (len(ids), *values.shape[1:])
+                    shape = (len(source), *values.shape[1:])
                     key = f"{draft.folder}/layer{layer}"
                     arrays[layer] = store.create_array(key, shape, "float16", chunk=CHUNK, shard=SHARD)
             for done in writing:
                 done.result()  # one shard in flight: memory stays bounded, and a failed write is heard of
             writing = [writer.submit(_write, arrays[layer], start, values) for layer, values in layers.items()]
-            progress("", min(start + SHARD, len(ids)), len(ids))
+            progress("", min(start + SHARD, len(source)), len(source))
         for done in writing:
             done.result()
-    shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
-    return {"ids": ids, "shapes": shapes, "spec": asdict(spec), "device": str(backbone.device)}
 
 
 def _shards(backbone: Any, source: StoredSource) -> Iterator[tuple[int, dict[int, np.ndarray]]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 
 from storage.records import RunRecord, write_record
 from storage.store import Store
 from tasks.handles import Cell
+
+logger = logging.getLogger(__name__)
 
 
 def record_failure(store_url: str, cell: Cell, step: str, error: BaseException) -> RunRecord:
@@ -23,7 +26,10 @@ def record_failure(store_url: str, cell: Cell, step: str, error: BaseException) 
         reason=f"{step}: {message}",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_record(Store(store_url), record)
+    try:
+        write_record(Store(store_url), record)
+    except OSError as problem:  # a full disk costs cells, and not the run
+        logger.error("%s failed (%s), and the store could not keep that: %s", cell.name, record.reason, problem)
     return record
 
 

@@ -20,8 +20,9 @@ from storage.errors import Damaged
 from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
 from tasks.handles import Cell, Validated
+from tasks.limits import in_memory
 from tasks.split import fit_and_calibration
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ _loading = threading.Lock()
 @task(
     name="fit",
     task_run_name="fit {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
+    tags=[GPU],
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=1,
@@ -111,7 +113,12 @@ def _fit(
     _kept.clear()
     ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed)
     checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
-    detector.fit(source_for(detector, validated, features, ids, batch_size=32), runtime_of(cell, checkpoints))
+
+    def learn(batch_size: int) -> Detector:
+        source = source_for(detector, validated, features, ids, batch_size=batch_size)
+        return detector.fit(source, runtime_of(cell, checkpoints))
+
+    in_memory(learn, 32)
     store.write_bytes(f"{draft.folder}/state.safetensors", as_safetensors(detector.state()))
     store.write_bytes(f"{draft.folder}/params.json", json.dumps(detector.params(), indent=1).encode())
     checkpoints.forget()

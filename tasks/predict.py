@@ -16,7 +16,8 @@ from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
 from tasks.fit import load_model, method_code, source_for
 from tasks.handles import Cell, Validated
-from tasks.steps import retry_passing, run_step, step_key
+from tasks.limits import in_memory
+from tasks.steps import GPU, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
 CHUNK = 8
@@ -25,6 +26,7 @@ CHUNK = 8
 @task(
     name="predict",
     task_run_name="predict {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
+    tags=[GPU],
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=1,
@@ -44,13 +46,21 @@ def _predict(
 ) -> dict[str, Any]:
     detector = load_model(store, model, cell)
     ids = [sample.id for sample in accepted_samples(validated) if sample.split == "test"]
-    scores: list[float] = []
-    array: zarr.Array[Any] | None = None
-    for part in detector.predict_batches(source_for(detector, validated, features, ids), runtime_of(cell)):
-        if array is None:
-            array = store.create_array(f"{draft.folder}/maps", (len(ids), *part.maps.shape[1:]), "float16", chunk=CHUNK)
-        array[len(scores) : len(scores) + len(part.ids)] = part.maps.astype(np.float16)
-        scores += part.scores.tolist()
+    arrays: list[zarr.Array[Any]] = []
+
+    def write_maps(batch_size: int) -> list[float]:
+        """The scores."""
+        scores: list[float] = []
+        source = source_for(detector, validated, features, ids, batch_size)
+        for part in detector.predict_batches(source, runtime_of(cell)):
+            if not arrays:
+                shape = (len(ids), *part.maps.shape[1:])
+                arrays.append(store.create_array(f"{draft.folder}/maps", shape, "float16", chunk=CHUNK))
+            arrays[0][len(scores) : len(scores) + len(part.ids)] = part.maps.astype(np.float16)
+            scores += part.scores.tolist()
+        return scores
+
+    scores = in_memory(write_maps, 16)
     buffer = io.BytesIO()
     pd.DataFrame({"id": ids, "score": scores}).to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/scores.parquet", buffer.getvalue())

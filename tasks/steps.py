@@ -7,10 +7,13 @@ import errno
 import hashlib
 import importlib.util
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +22,10 @@ from typing import Any
 import psutil
 
 from storage.store import Artifact, Draft, Store
+from tasks.limits import ending
 
+GPU = "gpu"
+"""Tag of the steps that a GPU makes faster: on a cluster that has some, they wait for one."""
 _SAMPLE_EVERY_S = 0.02
 _NOT_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EFBIG}
 
@@ -56,14 +62,40 @@ def measured() -> Iterator[Measured]:
         sampler.join()
 
 
+class NotMadeYet(LookupError):
+    """An output that would have to be computed, where steps only look."""
+
+    def __init__(self, key: str) -> None:
+        """The output's key."""
+        super().__init__(key)
+        self.key = key
+
+
+_only_look: ContextVar[bool] = ContextVar("_only_look", default=False)
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """Inside, a step that would compute raises NotMadeYet instead: how a plan learns what is there."""
+    token = _only_look.set(True)
+    try:
+        yield
+    finally:
+        _only_look.reset(token)
+
+
 def run_step(store: Store, key: str, work: Callable[[Draft], dict[str, Any]]) -> Artifact:
-    """The output under `key`: found, or made by `work`, which writes into the draft and returns what to say of it."""
+    """The output under `key`: found, or made by `work`, which writes into the draft and returns what to say of it.
+
+    Raises NotMadeYet within `only_looking`."""
     found = store.find(key)
     if found is not None:
         return found
-    with measured() as cost, store.draft(key) as draft:
+    if _only_look.get():
+        raise NotMadeYet(key)
+    with ending(store, key), measured() as cost, store.draft(key) as draft:
         meta = work(draft)
-        return draft.commit({**meta, **cost.as_meta()})
+        return draft.commit({**meta, **cost.as_meta(), "process": f"{socket.gethostname()}:{os.getpid()}"})
 
 
 def step_key(step: str, dataset: str, category: str, **inputs: Any) -> str:

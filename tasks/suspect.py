@@ -21,7 +21,7 @@ from tasks.compute import device_of
 from tasks.handles import Validated
 from tasks.policy import DEFAULT_POLICY, Policy
 from tasks.progress import Progress
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredSource, accepted_samples
 from tasks.validate import FINDINGS, CategoryStopped, findings
 
@@ -43,6 +43,7 @@ COLUMNS = {
 @task(
     name="suspect",
     task_run_name="suspect {validated.name}",
+    tags=[GPU],
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=1,

@@ -14,8 +14,9 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import pytest
 
 from flows import server
@@ -118,6 +119,53 @@ def alone(home: Path) -> dict[str, str]:
     ours = ("PREFECT_API_URL", *server.QUIET)
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return kept | {"AL_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
+
+
+class DaskCluster:
+    """A scheduler and workers as an administrator would start them: processes that outlive the runs on them."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        """Nothing is started yet; `environment` is what the processes have beside that of the tests."""
+        self.folder, self.environment = folder, os.environ | environment
+        self.host, self.port = "127.0.0.1", str(free_port())
+        self.address = f"tcp://{self.host}:{self.port}"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self.processes):
+            process.terminate()
+            process.wait(30)
+
+    def scheduler(self) -> subprocess.Popen[str]:
+        """Start it, always at the same address."""
+        return self._start("scheduler", "--host", self.host, "--port", self.port)
+
+    def worker(self, *options: str, **environment: str) -> subprocess.Popen[str]:
+        """Start one: the process returned is its nanny, which replaces a worker that dies."""
+        limit = () if "--memory-limit" in options else ("--memory-limit", "0")
+        return self._start("worker", self.address, "--nthreads", "1", *limit, *options, **environment)
+
+    def _start(self, what: str, *options: str, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dask", what, *options, "--dashboard-address", "127.0.0.1:0"]
+        with self.log(what).open("a") as log:
+            variables = self.environment | environment
+            process = subprocess.Popen(command, cwd=self.folder, env=variables, stdout=log, stderr=log, text=True)
+        self.processes.append(process)
+        return process
+
+    def log(self, what: str) -> Path:
+        """What the scheduler, or all workers, said."""
+        return self.folder / f"{what}.log"
+
+
+def kill_worker(nanny: subprocess.Popen[str]) -> None:
+    """SIGKILL, as the kernel does when memory is short."""
+    for process in psutil.Process(nanny.pid).children(recursive=True):
+        if "spawn_main" in " ".join(process.cmdline()):
+            process.kill()
 
 
 def stop(process: subprocess.Popen[str]) -> None:

@@ -7,18 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from conftest import AL, eventually, free_port, stop
+from conftest import AL, DaskCluster, eventually, kill_worker, stop
 from prefect.client.schemas.objects import State
 
 from al_models.calibration import pixel_p_values
@@ -26,7 +23,7 @@ from al_models.detector import Detector
 from al_models.embedding.patchcore import Patchcore
 from flows.benchmark import Outcome, benchmark
 from flows.runfile import DataSource, MethodRun, RunFile
-from flows.runners import runner_for
+from flows.runners import ThreadsRunner, runner_for
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import held_out_pixels
@@ -71,7 +68,7 @@ def run_file(store: Path, data: Path, *methods: MethodRun, categories: tuple[str
 def run_flow(run: RunFile, runner: str = "threads", workers: int | None = 1) -> Ended:
     """Run the flow in this process."""
     run = run.model_copy(update={"runner": runner, "workers": workers})
-    state = benchmark.with_options(task_runner=runner_for(runner, workers))(run, return_state=True)
+    state = benchmark.with_options(task_runner=runner_for(run))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
         raise outcome
@@ -107,39 +104,13 @@ def first(api: str, demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -
     return run_flow(run_file(tmp_path_factory.mktemp("first") / "store", demo_root, PADIM, PATCHCORE))
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A Dask cluster of other processes."""
-
-    address: str
-    nanny: int
-    """Process that starts a new worker when the last one died."""
-
-    def kill_worker(self) -> None:
-        """SIGKILL, as the kernel does when memory is short."""
-        for process in psutil.Process(self.nanny).children(recursive=True):
-            if "spawn_main" in " ".join(process.cmdline()):
-                process.kill()
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A scheduler that is there already, with one worker, as an administrator would start them."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    dask = [sys.executable, "-m", "dask"]
-    host, port = address.removeprefix("tcp://").split(":")
-    commands = [
-        [*dask, "scheduler", "--host", host, "--port", port, "--dashboard-address", "127.0.0.1:0"],
-        [*dask, "worker", address, "--nthreads", "1", "--memory-limit", "0", "--dashboard-address", "127.0.0.1:0"],
-    ]
-    folder = tmp_path_factory.mktemp("dask")
-    with ExitStack() as stack:
-        for command in commands:
-            log = stack.enter_context((folder / f"{command[3]}.log").open("w"))
-            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-        yield Cluster(address, process.pid)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A scheduler that is there already, with one worker."""
+    with DaskCluster(tmp_path_factory.mktemp("dask")) as started:
+        started.scheduler()
+        started.worker()
+        yield started
 
 
 # runners
@@ -186,7 +157,7 @@ def test_every_runner_gives_the_same_bits(
 def test_a_deployment_uses_the_runner_of_its_parameters(first: Ended, demo_root: Path, tmp_path: Path) -> None:
     shutil.copytree(first.store.url, tmp_path / "store")
     run = run_file(tmp_path / "store", demo_root, IMPOSSIBLE, PADIM).model_copy(update={"workers": 2})
-    state = benchmark.with_options(task_runner=runner_for("threads", 1))(run, return_state=True)
+    state = benchmark.with_options(task_runner=ThreadsRunner(1))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
     assert state.is_failed()
     assert state.message == f"1 of 2 cells failed; see {outcome.report}"
@@ -367,13 +338,13 @@ def test_two_commands_share_a_store(first: Ended, demo_root: Path, tmp_path: Pat
     }
 
 
-def test_a_lost_worker_costs_no_figure(cluster: Cluster, first: Ended, demo_root: Path, tmp_path: Path) -> None:
+def test_a_lost_worker_costs_no_figure(cluster: DaskCluster, first: Ended, demo_root: Path, tmp_path: Path) -> None:
     run = run_file(tmp_path / "store", demo_root, PADIM, PATCHCORE)
     store = Store(run.store)
 
     def kill_when_features_are_there() -> bool:
         extracted = eventually(lambda: of_step(store, "features"), within=120, every=0.005)
-        cluster.kill_worker()
+        kill_worker(cluster.processes[1])
         return extracted
 
     with ThreadPoolExecutor(1) as pool:

@@ -31,7 +31,7 @@ def run_of(store: Path, data: Path, *categories: str, dataset: str = "mvtec_ad",
 
 
 def take_in(run: IngestRun) -> tuple[State[Outcome], Outcome]:
-    state = ingest.with_options(task_runner=runner_for(run.runner, run.workers))(run, return_state=True)
+    state = ingest.with_options(task_runner=runner_for(run))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):
         raise outcome

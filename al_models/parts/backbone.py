@@ -108,6 +108,21 @@ def untrained(spec: FeatureSpec) -> nn.Module:
     return network
 
 
+@lru_cache(maxsize=64)
+def feature_shapes(spec: FeatureSpec) -> dict[int, tuple[int, int, int]]:
+    """Key -> (c, h, w) of an image's features, found without weights, images and computing."""
+    shapes = {}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = untrained(spec).eval()
+        for s, share in enumerate(spec.scales):
+            side = round(share * spec.image_size)
+            layers = network(torch.empty(1, 3, side, side))
+            shapes |= {
+                layer + SCALE_STEP * s: tuple(y.shape[1:]) for layer, y in zip(_in_order(spec), layers, strict=True)
+            }
+    return shapes
+
+
 def _cut(network: nn.Module) -> None:
     """Remove the blocks behind the last layer asked for, which timm leaves in EfficientNets and MobileNets and runs."""
     if not hasattr(network, "_stage_out_idx"):

@@ -1,0 +1,193 @@
+"""A Dask cluster as our steps need it: the same code everywhere, GPU steps where GPUs are, cores shared out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import torch
+from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
+from distributed.system import MEMORY_LIMIT
+from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import PrefectDaskFuture
+
+from flows.runners import ClusterError
+from tasks.evaluate import versions
+from tasks.steps import GPU
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("al_models", "flows", "storage", "tasks")
+_LOOK_EVERY_S = 10.0
+_FIRST_WORKER_S = 120.0
+
+
+class ClusterRunner(DaskTaskRunner):
+    """Prefect tasks on Dask workers that run the code of this process."""
+
+    def __init__(self, *, device: str = "auto", threads: int = 1, **of_dask: Any) -> None:
+        """`threads`: cores that a step computes with. Steps with the tag `gpu` take a GPU slot, unless `device` is
+        `cpu` or no worker offers one."""
+        super().__init__(**of_dask)
+        self.device, self.threads = device, threads
+        self._looked = -_LOOK_EVERY_S
+        self._workers: list[dict[str, Any]] = []
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same cluster, used in the same way."""
+        same = isinstance(other, ClusterRunner) and (self.device, self.threads) == (other.device, other.threads)
+        return same and super().__eq__(other)
+
+    def duplicate(self) -> Self:
+        """The same, not started."""
+        return type(self)(
+            device=self.device,
+            threads=self.threads,
+            address=self.address,
+            cluster_class=self.cluster_class,
+            cluster_kwargs=self.cluster_kwargs,
+            client_kwargs=self.client_kwargs,
+        )
+
+    def __enter__(self) -> Self:
+        """Start or join the cluster. Raises ClusterError when a worker runs other code than this process."""
+        super().__enter__()
+        try:
+            join(self._connected(), self.threads)
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _connected(self) -> Client:
+        try:
+            return self.client
+        except OSError as error:
+            raise ClusterError(
+                f"no Dask scheduler answers at {self.address} ({error}); start one with `dask scheduler` and its "
+                "workers with `dask worker`, or use the runner dask, which starts its own"
+            ) from error
+
+    def submit(self, task: Any, parameters: Any, wait_for: Any = None, dependencies: Any = None) -> Any:
+        """Like Prefect's, with a GPU slot where the step wants one."""
+        future = self.client.submit(
+            task,
+            parameters=self._optimize_futures(parameters),
+            wait_for=self._optimize_futures(wait_for) if wait_for else None,
+            dependencies=dependencies,
+            return_type="state",
+            key=f"{task.name}-{uuid4()}",  # else Dask hashes all arguments, and its pages have one name for all
+            resources={"GPU": 1} if GPU in task.tags and self.device != "cpu" and self._has_gpus() else None,
+        )
+        return PrefectDaskFuture(wrapped_future=future, task_run_id=future.task_run_id)
+
+    def steps_at_once(self) -> int:
+        """Steps that can be under way on the workers that are there now; at least one, since more may come."""
+        return max(1, sum(worker["nthreads"] for worker in self._seen()))
+
+    def _has_gpus(self) -> bool:
+        return any(worker["resources"].get("GPU") for worker in self._seen())
+
+    def _seen(self) -> list[dict[str, Any]]:
+        """The workers, as of a few seconds ago: to ask for each step would take longer than to submit it."""
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._workers = list(self.client.scheduler_info()["workers"].values())
+            self._looked = time.monotonic()
+        return self._workers
+
+
+class LocalCluster(SpecCluster):
+    """Processes of this machine: the first of them with a GPU each, as far as there are any."""
+
+    def __init__(self, processes: int, gpus: int) -> None:
+        """Start them; memory is shared out evenly, and the one that needs more than its share is ended."""
+        workers = {
+            place: {
+                "cls": Nanny,
+                "options": {
+                    "nthreads": 1,
+                    "memory_limit": MEMORY_LIMIT // processes,
+                    "dashboard_address": ":0",
+                    "resources": {"GPU": 1} if place < gpus else {},
+                    # A process without a GPU of its own must not take memory of another's.
+                    "env": {"CUDA_VISIBLE_DEVICES": str(place) if place < gpus else ""},
+                },
+            }
+            for place in range(processes)
+        }
+        scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0", "host": "127.0.0.1"}}
+        super().__init__(workers=workers, scheduler=scheduler, name="anomaly-localization", silence_logs=logging.ERROR)
+
+
+class SameCode(WorkerPlugin):  # type: ignore[misc]
+    """Turns a worker away that joins later with other code, and tells torch how many cores it has."""
+
+    name = "anomaly-localization"
+
+    def __init__(self, asked: Mapping[str, str], threads: int) -> None:
+        """What the client runs."""
+        self.asked, self.threads = asked, threads
+
+    def setup(self, worker: Worker) -> None:
+        """Raises ClusterError, and the worker ends."""
+        differs = differences(self.asked, identity())
+        if differs:
+            worker.loop.add_callback(worker.close, reason="other code than the client's")
+            raise ClusterError(f"this worker does not run the client's code: {differs}; install the same on both")
+        torch.set_num_threads(self.threads)
+
+
+def join(client: Client, threads: int) -> None:
+    """Make sure that all workers, now and later, run our code. Raises ClusterError."""
+    try:
+        client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"no worker has joined the scheduler {client.scheduler.address} within {_FIRST_WORKER_S:.0f} s; start some "
+            f"with `dask worker {client.scheduler.address} --nthreads 1`"
+        ) from error
+    found = client.run(identity, on_error="return")
+    asked = identity()
+    wrong = {worker: _problem(asked, what) for worker, what in found.items()}
+    said = "; ".join(f"{worker}: {problem}" for worker, problem in sorted(wrong.items()) if problem)
+    if said:
+        raise ClusterError(
+            f"workers of {client.scheduler.address} do not run this code: {said}. Install the same packages there, "
+            "start the workers again, and then this command"
+        )
+    client.register_plugin(SameCode(asked, threads))
+
+
+def _problem(asked: Mapping[str, str], found: object) -> str:
+    if isinstance(found, Mapping):
+        return differences(asked, found)
+    return f"cannot tell ({type(found).__name__}: {found})"
+
+
+def differences(asked: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """`torch 2.1 instead of 2.2, ...`; empty when there are none."""
+    names = [name for name in asked if found.get(name) != asked[name]]
+    return ", ".join(f"{name} {found.get(name)} instead of {asked[name]}" for name in names)
+
+
+@cache
+def identity() -> dict[str, str]:
+    """What results depend on and what the parts of a cluster talk with: versions, and the content of our packages."""
+    talking = {name: version(name) for name in ("dask", "distributed", "prefect-dask")}
+    return versions() | talking | {"code": _digest(Path(__file__).parent.parent)}
+
+
+def _digest(root: Path) -> str:
+    files: Iterable[Path] = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return whole.hexdigest()[:16]

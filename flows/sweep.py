@@ -1,0 +1,180 @@
+"""The cells of a run, a few on the workers at a time: what is held and what is waited for do not grow with the cells.
+
+Cells are started in the order data set, category, method, seed, and no more of them than keep all workers busy. So a
+category is finished before the last one has begun, and a run that is cut leaves whole results behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.context import FlowRunContext
+
+from al_models.types import FeatureSpec
+from flows.category import CategorySteps, Steps, first_failure, listed
+from flows.runfile import RunFile
+from flows.watch import Watch
+from storage.records import RunRecord
+from storage.store import Store
+from tasks.calibrate import calibrate
+from tasks.compute import detector_of
+from tasks.evaluate import evaluate
+from tasks.extract import extract
+from tasks.failure import record_failure
+from tasks.fit import fit
+from tasks.handles import Cell
+from tasks.predict import predict
+from tasks.steps import only_looking
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.02
+_STARTS = 4
+"""Of a cell whose steps were lost with the scheduler, before it counts as failed."""
+
+
+@dataclass
+class Running:
+    """A cell whose steps are on their way."""
+
+    cell: Cell
+    shared: CategorySteps
+    steps: Steps
+    starts: int = 1
+
+    def ended(self) -> bool:
+        """Whether its last step has; a step that fails ends those that wait for it."""
+        return _is_done(self.steps["evaluate"])
+
+    def step(self) -> str:
+        """The first step that has not ended."""
+        return next((name for name, future in self.steps.items() if not _is_done(future)), "")
+
+
+def _inputs(cell: Cell) -> tuple[int, FeatureSpec | None]:
+    """The image size and the features that the cell's method asks for."""
+    detector = detector_of(cell)
+    spec = detector.feature_spec()
+    return spec.image_size if spec else detector.image_size, spec
+
+
+def _is_done(future: Any) -> bool:
+    return bool(future.wrapped_future.done())
+
+
+def _in_words(error: Exception) -> Exception:
+    """Dask names the task and the worker; the user needs to know what it means."""
+    if type(error).__name__ != "KilledWorker":  # Dask is not imported where it does not run
+        return error
+    return RuntimeError(
+        "each worker that ran it died, most likely for want of memory; give it more, run fewer workers, or choose "
+        f"smaller parameters ({error})"
+    )
+
+
+class Sweep:
+    """All cells of a run."""
+
+    def __init__(self, run: RunFile, store: Store, watch: Watch) -> None:
+        """List the data sets; nothing is computed yet."""
+        self.run, self.store, self.watch = run, store, watch
+        self.unlisted: list[tuple[Cell, str]] = []
+        """Cells of categories that cannot even be listed, and why."""
+        self.categories: list[CategorySteps] = []
+        for source in run.data:
+            found = listed(store, source)
+            for name, reason in found.problems.items():
+                self.unlisted += [(cell, reason) for cell in run.cells(source.dataset, name)]
+            self.categories += [CategorySteps(each, run) for each in found.categories]
+        cells = [cell for cell, _ in self.unlisted]
+        cells += [cell for each in self.categories for cell in run.cells(each.category.dataset, each.category.category)]
+        self.places = {cell.id: place for place, cell in enumerate(cells)}
+        """Cell -> its place in the order of the run; records come as cells end."""
+
+    def __len__(self) -> int:
+        """Cells in all."""
+        return len(self.places)
+
+    def records(self) -> Iterator[RunRecord]:
+        """The record of each cell, as it ends; a failed cell stops no other."""
+        for cell, reason in self.unlisted:
+            yield record_failure(self.store.url, cell, "ingest", ValueError(reason))
+        running: list[Running] = []
+        for shared in self.categories:
+            for cell in self.run.cells(shared.category.dataset, shared.category.category):
+                while len(running) >= self._at_once():
+                    yield from self._ended(running)
+                found = self._found(cell, shared)
+                if found is not None:
+                    yield found
+                else:
+                    running.append(Running(cell, shared, self._start(cell, shared)))
+        while running:
+            yield from self._ended(running)
+
+    def _at_once(self) -> int:
+        """Cells that keep every worker busy while others wait for a step they share."""
+        context = FlowRunContext.get()
+        assert context is not None  # within the flow
+        runner: Any = context.task_runner
+        return 2 * int(runner.steps_at_once()) + 2
+
+    def _found(self, cell: Cell, shared: CategorySteps) -> RunRecord | None:
+        """The record of a cell whose outputs are all in the store; None for any other. To ask takes milliseconds, to
+        send its steps to the workers ten times as long."""
+        size, spec = _inputs(cell)
+        try:
+            with only_looking():
+                validated = shared.looked_at(size)
+                features = None if spec is None else extract.fn(validated, spec, self.run.device)
+                model = fit.fn(cell, validated, features)
+                calibration = calibrate.fn(cell, validated, features, model)
+                maps = predict.fn(cell, validated, features, model)
+                record = evaluate.fn(cell, validated, features, model, calibration, maps)
+        except Exception:  # whatever is wrong with it, its steps will meet and name
+            return None
+        shared.inputs(size, spec)
+        shared.to_show()
+        return record
+
+    def _start(self, cell: Cell, shared: CategorySteps) -> Steps:
+        steps = shared.inputs(*_inputs(cell))
+        validated, features = steps["validate"], steps.get("extract")
+        model = shared.submit(fit, cell, validated, features)
+        calibration = shared.submit(calibrate, cell, validated, features, model)
+        maps = shared.submit(predict, cell, validated, features, model)
+        record = shared.submit(evaluate, cell, validated, features, model, calibration, maps)
+        shared.to_show()  # what is suspected of the images is looked for meanwhile
+        return {**steps, "fit": model, "calibrate": calibration, "predict": maps, "evaluate": record}
+
+    def _ended(self, running: list[Running]) -> Iterator[RunRecord]:
+        """The records of the cells that have ended since the last look, which are taken off the list."""
+        self.watch.under_way = [(each.cell.name, each.step()) for each in running]
+        ended = [each for each in running if each.ended()]
+        if not ended:
+            time.sleep(_LOOK_EVERY_S)
+            return
+        for each in ended:
+            record = self._record(each)
+            if record is not None:
+                running.remove(each)
+                yield record
+
+    def _record(self, ended: Running) -> RunRecord | None:
+        """The cell's record: that of its last step, or a failed one that names the first step to fail. None where its
+        steps were lost with the scheduler and have been started again."""
+        failure = first_failure(ended.steps)
+        if failure is None:
+            found: RunRecord = ended.steps["evaluate"].result()
+            return found
+        if isinstance(failure[1], CancelledError) and ended.starts < _STARTS:
+            logger.warning("%s: %s was lost with the scheduler; starting again", ended.cell.name, failure[0])
+            ended.shared.forget_lost()
+            ended.steps, ended.starts = self._start(ended.cell, ended.shared), ended.starts + 1
+            return None
+        return record_failure(self.store.url, ended.cell, failure[0], _in_words(failure[1]))

@@ -1,0 +1,136 @@
+"""What a cluster has to be before our steps run on it, and where on it they run."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import pytest
+from conftest import ROOT, DaskCluster, eventually
+from distributed import get_worker
+from prefect import flow, task
+
+from flows.cluster import ClusterRunner, LocalCluster, differences
+from flows.runfile import DataSource, RunFile
+from flows.runners import ClusterError, ThreadsRunner, runner_for
+from tasks.steps import GPU
+
+pytestmark = [
+    pytest.mark.usefixtures("api"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
+    """A scheduler, without workers."""
+    with DaskCluster(tmp_path) as started:
+        started.scheduler()
+        yield started
+
+
+@pytest.fixture
+def other_code(tmp_path: Path) -> str:
+    """PYTHONPATH of a copy of our packages in which one line differs."""
+    for package in ("al_models", "flows", "storage", "tasks"):
+        shutil.copytree(ROOT / package, tmp_path / "other" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "other" / "al_models" / "parts" / "maps.py"
+    file.write_text(file.read_text().replace("SIGMA = 4.0", "SIGMA = 5.0"))
+    return str(tmp_path / "other")
+
+
+@task(tags=[GPU])
+def on_slot(seconds: float) -> tuple[bool, float, float]:
+    """(whether the worker offers a slot, began, ended)."""
+    began = time.time()
+    time.sleep(seconds)
+    return get_worker().state.total_resources.get("GPU", 0) > 0, began, time.time()
+
+
+@task
+def anywhere() -> bool:
+    """Whether the worker offers a slot."""
+    time.sleep(0.3)
+    return get_worker().state.total_resources.get("GPU", 0) > 0
+
+
+@flow
+def of_both(slots: int, others: int) -> tuple[list[tuple[bool, float, float]], list[bool]]:
+    """Steps with and without a slot, side by side."""
+    wanting = [on_slot.submit(0.5) for _ in range(slots)]
+    free = [anywhere.submit() for _ in range(others)]
+    return [future.result() for future in wanting], [future.result() for future in free]
+
+
+def run(gpus: int, device: str = "auto") -> tuple[list[tuple[bool, float, float]], list[bool]]:
+    """On three processes."""
+    kwargs = {"processes": 3, "gpus": gpus}
+    runner = ClusterRunner(device=device, cluster_class=LocalCluster, cluster_kwargs=kwargs)
+    return of_both.with_options(task_runner=runner)(6, 6)
+
+
+def test_gpu_steps_run_on_slots_and_one_at_a_time_on_each() -> None:
+    wanting, free = run(gpus=2)
+    assert all(has for has, _, _ in wanting)
+    assert not all(free), "what needs no slot waits for one"
+    at_once = [sum(other <= began < ended for _, other, ended in wanting) for _, began, _ in wanting]
+    assert max(at_once) == 2
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "auto"), (1, "cpu")])
+def test_gpu_steps_run_anywhere_where_no_gpu_is_asked_for_or_offered(gpus: int, device: str) -> None:
+    wanting, _ = run(gpus, device)
+    at_once = [sum(other <= began < ended for _, other, ended in wanting) for _, began, _ in wanting]
+    assert max(at_once) >= 2
+
+
+def test_a_worker_with_other_code_is_named_and_nothing_starts(cluster: DaskCluster, other_code: str) -> None:
+    cluster.worker(PYTHONPATH=other_code)
+    runner = ClusterRunner(address=cluster.address)
+    with pytest.raises(ClusterError, match=r"do not run this code: tcp://.*: code \w+ instead of \w+\. Install"):
+        of_both.with_options(task_runner=runner)(1, 1)
+
+
+def test_a_worker_that_joins_later_with_other_code_ends(cluster: DaskCluster, other_code: str) -> None:
+    cluster.worker()
+    with ClusterRunner(address=cluster.address) as runner:
+        runner.client.wait_for_workers(1)
+        late = cluster.worker(PYTHONPATH=other_code)
+        log = cluster.log("worker")
+        assert eventually(lambda: "does not run the client's code: code" in log.read_text(), within=60)
+        assert eventually(lambda: len(runner.client.scheduler_info()["workers"]) == 1, within=30)
+        late.terminate()
+
+
+def test_an_address_without_a_scheduler_is_said_to_be_one() -> None:
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127.0.0.1:1\b"),
+    ):
+        of_both.with_options(task_runner=ClusterRunner(address="tcp://127.0.0.1:1"))(1, 1)
+
+
+def test_differences_are_told_in_words() -> None:
+    assert differences({"torch": "2", "code": "a"}, {"torch": "2", "code": "b"}) == "code b instead of a"
+    assert differences({"torch": "2"}, {}) == "torch None instead of 2"
+    assert differences({"torch": "2"}, {"torch": "2", "more": "1"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "at_once", "threads"),
+    [({}, 2, 4), ({"workers": 1}, 1, 8), ({"threads": 1}, 8, 1), ({"threads": 2, "workers": 3}, 3, 2)],
+)
+def test_steps_in_threads_share_the_cores(
+    given: dict[str, int], at_once: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    asked = RunFile(data=[DataSource(dataset="demo", root="x")], **given)
+    runner = runner_for(asked)
+    assert isinstance(runner, ThreadsRunner)
+    assert (runner.steps_at_once(), runner.threads) == (at_once, threads)
+    assert runner == runner.duplicate() == runner_for(asked)
+    assert runner != ThreadsRunner(17)
