@@ -48,11 +48,6 @@ class CategorySteps:
     run: RunFile | IngestRun
     submitted: dict[Any, PrefectFuture[Any]] = field(default_factory=dict)
 
-    def submit(self, step: Any, *inputs: Any) -> PrefectFuture[Any]:
-        """The step on its way; it fails when it takes longer than the run allows."""
-        future: PrefectFuture[Any] = step.with_options(timeout_seconds=60 * self.run.step_minutes).submit(*inputs)
-        return future
-
     def inputs(self, image_size: int, spec: FeatureSpec | None) -> Steps:
         """The images of this size, judged, and the features where a spec is given: `validate` and `extract` are what
         later steps need. Suspects are taken out first where the policy says so."""
@@ -69,9 +64,8 @@ class CategorySteps:
         steps = self._judged(image_size)
         features = self._features(image_size, shared_spec(image_size))
         if ("suspect", image_size) not in self.submitted:
-            judged = self.submit(
-                suspect, steps["validate"], features, shared_spec(image_size), self.run.validation, self.run.device
-            )
+            spec, run = shared_spec(image_size), self.run
+            judged = suspect.submit(steps["validate"], features, spec, run.validation, run.device)
             self.submitted["suspect", image_size] = judged
         return {**steps, "extract": features, "suspect": self.submitted["suspect", image_size]}
 
@@ -100,14 +94,14 @@ class CategorySteps:
 
     def _judged(self, image_size: int) -> Steps:
         if ("prepare", image_size) not in self.submitted:
-            prepared = self.submit(prepare, self.category, image_size)
+            prepared = prepare.submit(self.category, image_size)
             self.submitted["prepare", image_size] = prepared
-            self.submitted["validate", image_size] = self.submit(validate, prepared, self.run.validation)
+            self.submitted["validate", image_size] = validate.submit(prepared, self.run.validation)
         return {step: self.submitted[step, image_size] for step in ("prepare", "validate")}
 
     def _features(self, image_size: int, spec: FeatureSpec) -> PrefectFuture[Any]:
         if spec not in self.submitted:
-            self.submitted[spec] = self.submit(extract, self._judged(image_size)["validate"], spec, self.run.device)
+            self.submitted[spec] = extract.submit(self._judged(image_size)["validate"], spec, self.run.device)
         return self.submitted[spec]
 
 
@@ -123,8 +117,10 @@ def first_failure(steps: Steps) -> tuple[str, Exception] | None:
 
 
 def _is_lost(step: PrefectFuture[Any]) -> bool:
+    """Whether a step ended by no fault of its own: with the scheduler, or with a worker that died."""
     future: Any = step
-    return bool(future.wrapped_future.cancelled())
+    future = future.wrapped_future
+    return bool(future.cancelled()) or getattr(future, "status", "") == "error"  # Dask's; a failed step is a state
 
 
 def judged_of(shared: CategorySteps, steps: Steps, failure: tuple[str, Exception] | None) -> Judged | None:

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from flows.runners import ClusterError
 from tasks.evaluate import versions
+from tasks.limits import allow
 from tasks.steps import GPU
 
 logger = logging.getLogger(__name__)
@@ -28,29 +30,33 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("al_models", "flows", "storage", "tasks")
 _LOOK_EVERY_S = 10.0
 _FIRST_WORKER_S = 120.0
+_LOST_S = 600.0
 
 
 class ClusterRunner(DaskTaskRunner):
     """Prefect tasks on Dask workers that run the code of this process."""
 
-    def __init__(self, *, device: str = "auto", threads: int = 1, **of_dask: Any) -> None:
-        """`threads`: cores that a step computes with. Steps with the tag `gpu` take a GPU slot, unless `device` is
-        `cpu` or no worker offers one."""
+    def __init__(
+        self, *, device: str = "auto", threads: int = 1, step_minutes: float | None = None, **of_dask: Any
+    ) -> None:
+        """`threads`: cores that a step computes with; `step_minutes`: after which it is taken for hung. Steps with the
+        tag `gpu` take a GPU slot, unless `device` is `cpu` or no worker offers one."""
         super().__init__(**of_dask)
-        self.device, self.threads = device, threads
+        self.device, self.threads, self.step_minutes = device, threads, step_minutes
         self._looked = -_LOOK_EVERY_S
         self._workers: list[dict[str, Any]] = []
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same cluster, used in the same way."""
-        same = isinstance(other, ClusterRunner) and (self.device, self.threads) == (other.device, other.threads)
-        return same and super().__eq__(other)
+        return isinstance(other, ClusterRunner) and self._ours() == other._ours() and super().__eq__(other)
+
+    def _ours(self) -> dict[str, Any]:
+        return {"device": self.device, "threads": self.threads, "step_minutes": self.step_minutes}
 
     def duplicate(self) -> Self:
         """The same, not started."""
         return type(self)(
-            device=self.device,
-            threads=self.threads,
+            **self._ours(),
             address=self.address,
             cluster_class=self.cluster_class,
             cluster_kwargs=self.cluster_kwargs,
@@ -61,7 +67,7 @@ class ClusterRunner(DaskTaskRunner):
         """Start or join the cluster. Raises ClusterError when a worker runs other code than this process."""
         super().__enter__()
         try:
-            join(self._connected(), self.threads)
+            join(self._connected(), self.threads, self.step_minutes)
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -75,6 +81,21 @@ class ClusterRunner(DaskTaskRunner):
                 f"no Dask scheduler answers at {self.address} ({error}); start one with `dask scheduler` and its "
                 "workers with `dask worker`, or use the runner dask, which starts its own"
             ) from error
+
+    def rejoin(self) -> None:
+        """Go on after the scheduler was lost: wait for it and for a worker. Raises ClusterError when none comes."""
+        logger.warning("the scheduler %s was lost; waiting for it", self.address)
+        deadline = time.monotonic() + _LOST_S
+        while self.client.status != "running":
+            if time.monotonic() > deadline:
+                raise ClusterError(f"the scheduler {self.address} was lost and did not come back in {_LOST_S:.0f} s")
+            if self.client.status == "closed":  # Dask has given up
+                self._client = None
+            with suppress(ClusterError):
+                self._connected()
+            time.sleep(1)
+        self._looked = -_LOOK_EVERY_S
+        join(self.client, self.threads, self.step_minutes)
 
     def submit(self, task: Any, parameters: Any, wait_for: Any = None, dependencies: Any = None) -> Any:
         """Like Prefect's, with a GPU slot where the step wants one."""
@@ -128,13 +149,13 @@ class LocalCluster(SpecCluster):
 
 
 class SameCode(WorkerPlugin):  # type: ignore[misc]
-    """Turns a worker away that joins later with other code, and tells torch how many cores it has."""
+    """Turns a worker away that joins later with other code, and tells one that stays what a step may take."""
 
     name = "anomaly-localization"
 
-    def __init__(self, asked: Mapping[str, str], threads: int) -> None:
-        """What the client runs."""
-        self.asked, self.threads = asked, threads
+    def __init__(self, asked: Mapping[str, str], threads: int, step_minutes: float | None) -> None:
+        """What the client runs; cores and minutes of a step."""
+        self.asked, self.threads, self.step_minutes = asked, threads, step_minutes
 
     def setup(self, worker: Worker) -> None:
         """Raises ClusterError, and the worker ends."""
@@ -143,9 +164,10 @@ class SameCode(WorkerPlugin):  # type: ignore[misc]
             worker.loop.add_callback(worker.close, reason="other code than the client's")
             raise ClusterError(f"this worker does not run the client's code: {differs}; install the same on both")
         torch.set_num_threads(self.threads)
+        allow(None if self.step_minutes is None else 60 * self.step_minutes)
 
 
-def join(client: Client, threads: int) -> None:
+def join(client: Client, threads: int, step_minutes: float | None = None) -> None:
     """Make sure that all workers, now and later, run our code. Raises ClusterError."""
     try:
         client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
@@ -163,7 +185,7 @@ def join(client: Client, threads: int) -> None:
             f"workers of {client.scheduler.address} do not run this code: {said}. Install the same packages there, "
             "start the workers again, and then this command"
         )
-    client.register_plugin(SameCode(asked, threads))
+    client.register_plugin(SameCode(asked, threads, step_minutes))
 
 
 def _problem(asked: Mapping[str, str], found: object) -> str:

@@ -57,7 +57,9 @@ class _Run(_Strict):
     )
 
     step_minutes: float = Field(
-        24 * 60, gt=0, description="A step that takes longer is taken for hung, and ends with a reason"
+        24 * 60,
+        gt=0,
+        description="On Dask, a step that takes longer is taken for hung, and its worker is ended",
     )
 
     def _data_title(self) -> str:

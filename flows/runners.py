@@ -62,13 +62,13 @@ def runner_for(run: RunFile | IngestRun) -> TaskRunner[Any]:
     from flows.cluster import ClusterRunner, LocalCluster
 
     threads = run.threads or 1
+    ours: dict[str, Any] = {"device": run.device, "threads": threads, "step_minutes": run.step_minutes}
     if run.runner != "dask":
-        return ClusterRunner(device=run.device, threads=threads, address=run.runner)
+        return ClusterRunner(**ours, address=run.runner)
     gpus = _gpus(run.device)
     processes = run.workers or max(1, (os.cpu_count() or 1) // threads, gpus)
     return ClusterRunner(
-        device=run.device,
-        threads=threads,
+        **ours,
         cluster_class=LocalCluster,
         cluster_kwargs={"processes": processes, "gpus": min(gpus, processes)},
     )

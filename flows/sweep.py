@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect.context import FlowRunContext
@@ -46,6 +46,8 @@ class Running:
     shared: CategorySteps
     steps: Steps
     starts: int = 1
+    alone: bool = False
+    """No other cell is under way."""
 
     def ended(self) -> bool:
         """Whether its last step has; a step that fails ends those that wait for it."""
@@ -67,9 +69,20 @@ def _is_done(future: Any) -> bool:
     return bool(future.wrapped_future.done())
 
 
+def _runner() -> Any:
+    """What the steps of this flow run on."""
+    context = FlowRunContext.get()
+    assert context is not None  # within the flow
+    return context.task_runner
+
+
+def _is_killed(error: Exception) -> bool:
+    return type(error).__name__ == "KilledWorker"  # Dask is not imported where it does not run
+
+
 def _in_words(error: Exception) -> Exception:
     """Dask names the task and the worker; the user needs to know what it means."""
-    if type(error).__name__ != "KilledWorker":  # Dask is not imported where it does not run
+    if not _is_killed(error):
         return error
     return RuntimeError(
         "each worker that ran it died, most likely for want of memory; give it more, run fewer workers, or choose "
@@ -85,6 +98,9 @@ class Sweep:
         self.run, self.store, self.watch = run, store, watch
         self.unlisted: list[tuple[Cell, str]] = []
         """Cells of categories that cannot even be listed, and why."""
+        self.accused: list[Running] = []
+        """Cells whose steps were on workers that died. Dask blames all that wait there with the one that did it, so
+        each gets a second chance in the end, alone."""
         self.categories: list[CategorySteps] = []
         for source in run.data:
             found = listed(store, source)
@@ -116,13 +132,14 @@ class Sweep:
                     running.append(Running(cell, shared, self._start(cell, shared)))
         while running:
             yield from self._ended(running)
+        for accused in self.accused:
+            running = [replace(self._again(accused), alone=True)]
+            while running:
+                yield from self._ended(running)
 
     def _at_once(self) -> int:
         """Cells that keep every worker busy while others wait for a step they share."""
-        context = FlowRunContext.get()
-        assert context is not None  # within the flow
-        runner: Any = context.task_runner
-        return 2 * int(runner.steps_at_once()) + 2
+        return 2 * int(_runner().steps_at_once()) + 2
 
     def _found(self, cell: Cell, shared: CategorySteps) -> RunRecord | None:
         """The record of a cell whose outputs are all in the store; None for any other. To ask takes milliseconds, to
@@ -145,10 +162,10 @@ class Sweep:
     def _start(self, cell: Cell, shared: CategorySteps) -> Steps:
         steps = shared.inputs(*_inputs(cell))
         validated, features = steps["validate"], steps.get("extract")
-        model = shared.submit(fit, cell, validated, features)
-        calibration = shared.submit(calibrate, cell, validated, features, model)
-        maps = shared.submit(predict, cell, validated, features, model)
-        record = shared.submit(evaluate, cell, validated, features, model, calibration, maps)
+        model = fit.submit(cell, validated, features)
+        calibration = calibrate.submit(cell, validated, features, model)
+        maps = predict.submit(cell, validated, features, model)
+        record = evaluate.submit(cell, validated, features, model, calibration, maps)
         shared.to_show()  # what is suspected of the images is looked for meanwhile
         return {**steps, "fit": model, "calibrate": calibration, "predict": maps, "evaluate": record}
 
@@ -160,21 +177,20 @@ class Sweep:
             time.sleep(_LOOK_EVERY_S)
             return
         for each in ended:
-            record = self._record(each)
-            if record is not None:
-                running.remove(each)
-                yield record
+            running.remove(each)
+            failure = first_failure(each.steps)
+            if failure is None:
+                yield each.steps["evaluate"].result()
+            elif isinstance(failure[1], CancelledError) and each.starts < _STARTS:
+                logger.warning("%s: %s was lost with the scheduler; starting again", each.cell.name, failure[0])
+                _runner().rejoin()
+                running.append(self._again(each))
+            elif _is_killed(failure[1]) and not each.alone:
+                self.accused.append(each)
+            else:
+                yield record_failure(self.store.url, each.cell, failure[0], _in_words(failure[1]))
 
-    def _record(self, ended: Running) -> RunRecord | None:
-        """The cell's record: that of its last step, or a failed one that names the first step to fail. None where its
-        steps were lost with the scheduler and have been started again."""
-        failure = first_failure(ended.steps)
-        if failure is None:
-            found: RunRecord = ended.steps["evaluate"].result()
-            return found
-        if isinstance(failure[1], CancelledError) and ended.starts < _STARTS:
-            logger.warning("%s: %s was lost with the scheduler; starting again", ended.cell.name, failure[0])
-            ended.shared.forget_lost()
-            ended.steps, ended.starts = self._start(ended.cell, ended.shared), ended.starts + 1
-            return None
-        return record_failure(self.store.url, ended.cell, failure[0], _in_words(failure[1]))
+    def _again(self, each: Running) -> Running:
+        """The cell, started once more with what is left of the steps it shares."""
+        each.shared.forget_lost()
+        return replace(each, steps=self._start(each.cell, each.shared), starts=each.starts + 1)

@@ -1,8 +1,8 @@
 """Steps that fail to end, or need more memory than there is.
 
-Prefect ends a step that is too long where Python can be interrupted. A library that hangs cannot be; on a Dask worker
-the process is then ended, Dask starts another and the step once more, which finds the mark that the first left behind
-and fails for good. In threads of one process nothing of the kind can be done.
+A library that hangs cannot be interrupted. On a Dask worker the process is ended: Dask starts another, and the step
+once more, which finds the mark that the first left behind and fails for good. In threads of one process nothing of the
+kind can be done.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from prefect.context import TaskRunContext
-
 from storage.errors import NotInStore
 from storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 20.0
-"""What a step that Prefect has interrupted gets to clean up."""
+"""Between leaving a mark and ending without one, for a library that hangs with the interpreter's lock."""
 _Made = TypeVar("_Made")
+_allowed: list[float] = []
 
 
 class StepTimedOut(TimeoutError):
@@ -34,26 +33,25 @@ class StepTimedOut(TimeoutError):
 
 @contextmanager
 def ending(store: Store, key: str) -> Iterator[None]:
-    """The block ends in the time that its Prefect task has, or the worker's process does. Raises StepTimedOut where
-    that has happened to this output before; a later run may try again."""
-    seconds = _seconds()
+    """The block ends in the time that a step has, or the worker's process does. Raises StepTimedOut where that has
+    happened to this output before; a later run may try again."""
+    seconds = time_of_a_step()
     if seconds is None or not _on_worker():
         yield
         return
     mark = f"hung/{key}.json"
     if _take_away(store, mark):
-        raise StepTimedOut(f"did not end within {seconds / 60:g} minutes, nor when it was told to; see `step_minutes`")
+        raise StepTimedOut(f"did not end within the {seconds / 60:g} minutes that `step_minutes` allows")
 
     def end_process() -> None:
         logger.error("%s hangs; this worker ends", key)
         store.write_json(mark, {"process": os.getpid(), "seconds": seconds})
         os._exit(1)
 
-    timer = threading.Timer(seconds + _GRACE_S, end_process)
+    timer = threading.Timer(seconds, end_process)
     timer.daemon = True
     timer.start()
-    # For a library that hangs with the interpreter's lock, so that no thread could leave a mark.
-    faulthandler.dump_traceback_later(seconds + 2 * _GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)
+    faulthandler.dump_traceback_later(seconds + _GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         yield
     finally:
@@ -61,9 +59,14 @@ def ending(store: Store, key: str) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _seconds() -> float | None:
-    context = TaskRunContext.get()
-    return None if context is None else context.task.timeout_seconds
+def allow(seconds: float | None) -> None:
+    """Steps of this process may take so long; None: as long as they like."""
+    _allowed[:] = [] if seconds is None else [seconds]
+
+
+def time_of_a_step() -> float | None:
+    """Seconds that a step of this process has; None: no limit."""
+    return _allowed[0] if _allowed else None
 
 
 def _on_worker() -> bool:
