@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 import pytest
 
 from flows import server
@@ -49,6 +48,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
     _PREFECT_HOME.cleanup()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something go to one process: a method's checks its fits, a file's tests its fixtures."""
+    for item in items:
+        method = getattr(item, "callspec", None) and item.callspec.params.get("method")
+        item.add_marker(pytest.mark.xdist_group(str(method or item.path.stem)))
 
 
 @pytest.fixture(scope="session")
@@ -159,13 +166,6 @@ class DaskCluster:
     def log(self, what: str) -> Path:
         """What the scheduler, or all workers, said."""
         return self.folder / f"{what}.log"
-
-
-def kill_worker(nanny: subprocess.Popen[str]) -> None:
-    """SIGKILL, as the kernel does when memory is short."""
-    for process in psutil.Process(nanny.pid).children(recursive=True):
-        if "spawn_main" in " ".join(process.cmdline()):
-            process.kill()
 
 
 def stop(process: subprocess.Popen[str]) -> None:

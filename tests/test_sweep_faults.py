@@ -75,6 +75,7 @@ def test_a_worker_killed_in_each_step_costs_the_step_and_no_figure(
     assert len(unfinished(ended.store)) == len(outputs), "more than the steps that were cut was redone"
 
 
+@pytest.mark.faults
 def test_a_step_that_hangs_is_ended_and_costs_its_cell(
     cluster: DaskCluster, undisturbed: Ended, demo_root: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_step_that_hangs_is_ended_and_costs_its_cell(
     assert not list(Path(ended.store.url).glob("hung/**/*.json")), "the next run would not try"
 
 
+@pytest.mark.faults
 def test_a_worker_out_of_memory_costs_the_cell(
     cluster: DaskCluster, undisturbed: Ended, demo_root: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_worker_out_of_memory_costs_the_cell(
     assert same(ended, undisturbed, "padim")
 
 
+@pytest.mark.faults
 def test_a_scheduler_that_is_started_again_costs_no_figure(
     cluster: DaskCluster, undisturbed: Ended, demo_root: Path, tmp_path: Path
 ) -> None:
