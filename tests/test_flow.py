@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conftest import AL, DaskCluster, eventually, stop
 from prefect.client.schemas.objects import State
@@ -335,3 +337,22 @@ def test_two_commands_share_a_store(first: Ended, demo_root: Path, tmp_path: Pat
     assert {name: figures(record) for name, record in found.items()} == {
         name: figures(record) for name, record in first.by_method.items()
     }
+
+
+def test_a_lost_worker_costs_no_figure(cluster: DaskCluster, first: Ended, demo_root: Path, tmp_path: Path) -> None:
+    run = run_file(tmp_path / "store", demo_root, PADIM, PATCHCORE)
+    store, (_, nanny) = Store(run.store), cluster.processes
+
+    def kill_when_features_are_there() -> bool:
+        extracted = eventually(lambda: of_step(store, "features"), within=120, every=0.005)
+        for process in psutil.Process(nanny.pid).children(recursive=True):
+            if "spawn_main" in " ".join(process.cmdline()):
+                process.kill()  # as the kernel does when memory is short
+        return extracted
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_when_features_are_there)
+        ended = run_flow(run, cluster.address)
+    assert killed.result()
+    assert ended.state.is_completed()
+    assert [figures(record) for record in ended.outcome.records] == [figures(r) for r in first.outcome.records]

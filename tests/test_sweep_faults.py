@@ -61,6 +61,7 @@ def same(ended: Ended, undisturbed: Ended, *methods: str) -> bool:
     return all(figures(ended.by_method[name]) == figures(undisturbed.by_method[name]) for name in methods)
 
 
+@pytest.mark.faults
 def test_a_worker_killed_in_each_step_costs_the_step_and_no_figure(
     cluster: DaskCluster, undisturbed: Ended, demo_root: Path, tmp_path: Path
 ) -> None:
