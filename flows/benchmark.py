@@ -55,5 +55,6 @@ def benchmark(run: RunFile) -> State[Outcome]:
 
 def _judged(shared: CategorySteps) -> list[Judged]:
     """What the data page shows of a category, also of one that was stopped."""
+    shared.forget_lost()
     found = [judged_of(shared, steps, first_failure(steps)) for steps in shared.to_show()]
     return [judged for judged in found if judged is not None]

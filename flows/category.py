@@ -47,6 +47,8 @@ class CategorySteps:
     category: Category
     run: RunFile | IngestRun
     submitted: dict[Any, PrefectFuture[Any]] = field(default_factory=dict)
+    guilty: list[PrefectFuture[Any]] = field(default_factory=list)
+    """Steps that ended their worker while no other cell was under way."""
 
     def inputs(self, image_size: int, spec: FeatureSpec | None) -> Steps:
         """The images of this size, judged, and the features where a spec is given: `validate` and `extract` are what
@@ -89,8 +91,9 @@ class CategorySteps:
         return suspect.fn(validated, features, spec, self.run.validation, self.run.device)
 
     def forget_lost(self) -> None:
-        """Steps that were lost with a scheduler are submitted again when they are asked for."""
-        self.submitted = {key: step for key, step in self.submitted.items() if not _is_lost(step)}
+        """Steps that were lost by no fault of their own are submitted again when they are asked for."""
+        kept = {key: step for key, step in self.submitted.items() if step in self.guilty or not _is_lost(step)}
+        self.submitted = kept
 
     def _judged(self, image_size: int) -> Steps:
         if ("prepare", image_size) not in self.submitted:

@@ -53,7 +53,7 @@ class _Run(_Strict):
         None,
         ge=1,
         description="Cores that a step computes with: when left out, 1 on Dask and a share of all cores on `threads`. "
-        "The last bits of what is trained on a CPU depend on it, and on no other choice of where a run runs",
+        "The last bits of what a CPU trains and predicts depend on it, and on no other choice of where a run runs",
     )
 
     step_minutes: float = Field(

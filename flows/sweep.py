@@ -1,4 +1,4 @@
-"""The cells of a run, a few on the workers at a time: what is held and what is waited for do not grow with the cells.
+"""The cells of a run, a few on the workers at a time.
 
 Cells are started in the order data set, category, method, seed, and no more of them than keep all workers busy. So a
 category is finished before the last one has begun, and a run that is cut leaves whole results behind.
@@ -136,6 +136,7 @@ class Sweep:
             running = [replace(self._again(accused), alone=True)]
             while running:
                 yield from self._ended(running)
+        self.watch.under_way = ()
 
     def _at_once(self) -> int:
         """Cells that keep every worker busy while others wait for a step they share."""
@@ -188,6 +189,8 @@ class Sweep:
             elif _is_killed(failure[1]) and not each.alone:
                 self.accused.append(each)
             else:
+                if _is_killed(failure[1]):
+                    each.shared.guilty.append(each.steps[failure[0]])
                 yield record_failure(self.store.url, each.cell, failure[0], _in_words(failure[1]))
 
     def _again(self, each: Running) -> Running:

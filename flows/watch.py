@@ -111,11 +111,12 @@ class Watch:
         """A step of this process tells how far it has come."""
         if what not in self.heard:
             self.heard[what] = self.bar.add_task(what, total=of)
-        finished = of is not None and done >= of
-        self.bar.update(self.heard[what], completed=done, total=of, visible=not finished)
+        self.bar.update(self.heard[what], completed=done, total=of)
+        if of is not None and done >= of:
+            self.bar.remove_task(self.heard.pop(what))
 
     def _screen(self) -> RenderableType:
-        table = Table("under way", "step", box=None)
+        table = Table("under way", "at, or waiting for", box=None)
         for cell, step in self.under_way[:_ROWS]:
             table.add_row(escape(cell), step)
         if len(self.under_way) > _ROWS:

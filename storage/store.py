@@ -163,13 +163,6 @@ class Store:
             return []
         return sorted(str(name)[len(root) + 1 :] for name in found if not str(name).endswith(".partial"))
 
-    def size(self, prefix: str) -> int:
-        """Bytes of everything below a prefix; 0 when nothing is there."""
-        try:
-            return int(self._fs.du(self.path(prefix)))
-        except FileNotFoundError:
-            return 0
-
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix; nothing there is no error."""
         path = self.path(prefix)

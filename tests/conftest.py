@@ -21,6 +21,9 @@ import pytest
 from flows import server
 
 ROOT = Path(__file__).parent.parent
+_Ended = tuple[int, str, str]
+"""Exit code, output, errors."""
+Command = Callable[..., _Ended]
 AL = [sys.executable, "-c", "from flows.cli import main; main()"]
 """The command `al`, whether or not the checkout is installed."""
 
@@ -84,6 +87,25 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo") / "data"
     make_demo_data(root, train=6, validation=3, good=3, defects_per_type=1, size=64)
     return root
+
+
+@pytest.fixture
+def al(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process, which has its imports behind it."""
+
+    from flows.cli import main
+
+    def run(*arguments: str) -> _Ended:
+        monkeypatch.setattr(sys, "argv", ["al", *arguments])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
 
 
 def eventually(true: Callable[[], object], within: float, every: float = 0.05) -> bool:

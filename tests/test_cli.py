@@ -6,23 +6,17 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import AL
+from conftest import AL, Command
 
 from al_models.registry import METHODS
-from flows.cli import main
 from flows.runfile import IngestRun
 from storage.datasets import DATASETS
 from storage.records import RunRecord, write_record
 from storage.store import Store
-
-Ended = tuple[int, str, str]
-"""Exit code, output, errors."""
-Command = Callable[..., Ended]
 
 HELP = """
 import sys
@@ -34,23 +28,6 @@ finally:
     heavy = {"torch", "prefect", "pandas", "zarr", "dask", "pydantic"} & set(sys.modules)
     print("heavy:", sorted(heavy), file=sys.stderr)
 """
-
-
-@pytest.fixture
-def al(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process, which has its imports behind it."""
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["al", *arguments])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ import numpy as np
 import psutil
 import pytest
 from conftest import AL, DaskCluster, eventually, stop
-from prefect.client.schemas.objects import State
+from sweep_runs import PADIM, PATCHCORE, Ended, figures, manifests, of_step, record_files, run_file, run_flow
 
 from al_models.calibration import pixel_p_values
 from al_models.detector import Detector
 from al_models.embedding.patchcore import Patchcore
-from flows.benchmark import Outcome, benchmark
+from flows.benchmark import benchmark
 from flows.runfile import DataSource, MethodRun, RunFile
-from flows.runners import ThreadsRunner, runner_for
-from storage.records import RunRecord, read_records
+from flows.runners import ThreadsRunner
+from storage.records import read_records
 from storage.store import Store
 from tasks.calibrate import held_out_pixels
 
@@ -36,67 +35,7 @@ pytestmark = [
 ]
 
 STEPS = {"ingest", "prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate"}
-PADIM = MethodRun(name="padim", params={"image_size": 64, "channels": 10})
-PATCHCORE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 0.05})
 IMPOSSIBLE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 5})
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run of the flow and its store."""
-
-    state: State[Outcome]
-    outcome: Outcome
-    store: Store
-
-    @property
-    def by_method(self) -> dict[str, RunRecord]:
-        """The records of a run on one category."""
-        return {record.method: record for record in self.outcome.records}
-
-    @property
-    def page(self) -> str:
-        """The report."""
-        return Path(self.outcome.report).read_text(encoding="utf-8")
-
-
-def run_file(store: Path, data: Path, *methods: MethodRun, categories: tuple[str, ...] = ("brick",)) -> RunFile:
-    """Methods on categories of the demo data."""
-    source = DataSource(dataset="mvtec_ad", root=str(data), categories=list(categories))
-    return RunFile(data=[source], methods=list(methods), store=str(store), report=str(store) + "-report")
-
-
-def run_flow(run: RunFile, runner: str = "threads", workers: int | None = 1) -> Ended:
-    """Run the flow in this process."""
-    run = run.model_copy(update={"runner": runner, "workers": workers})
-    state = benchmark.with_options(task_runner=runner_for(run))(run, return_state=True)
-    outcome = state.result(raise_on_failure=False)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return Ended(state, outcome, Store(run.store))
-
-
-def manifests(store: Store) -> dict[str, tuple[int, str]]:
-    """Every finished output: when its manifest was written, and the folder it names."""
-    paths = Path(store.path("")).rglob("manifest.json")
-    return {str(path): (path.stat().st_mtime_ns, json.loads(path.read_text())["folder"]) for path in paths}
-
-
-def of_step(store: Store, step: str) -> dict[str, tuple[int, str]]:
-    """The finished outputs of one step."""
-    return {path: found for path, found in manifests(store).items() if f"/{step}/" in path}
-
-
-def record_files(store: Store) -> dict[str, tuple[int, bytes]]:
-    """Every record: when it was written, and its bytes."""
-    paths = Path(store.path("records")).rglob("*.json")
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
-
-
-def figures(record: RunRecord) -> dict[str, Any]:
-    """All of a record that does not depend on the clock and the machine's load."""
-    kept = ("cell", "status", "reason", "metrics", "calibration", "counts", "fingerprints", "keys", "params")
-    return {name: getattr(record, name) for name in kept}
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import Command, al  # noqa: F401 (a fixture)
-from test_flow import PADIM, PATCHCORE, manifests, run_file, run_flow
+from conftest import Command
+from sweep_runs import PADIM, PATCHCORE, manifests, run_file, run_flow
 
 from al_models.parts.backbone import Backbone, feature_shapes
 from al_models.types import FeatureSpec
@@ -84,7 +84,7 @@ def test_shapes_are_known_without_weights(spec: FeatureSpec) -> None:
     assert feature_shapes(spec) == {key: tuple(x.shape[1:]) for key, x in Backbone(spec)(images).items()}
 
 
-def test_the_command_prints_it_and_starts_nothing(al: Command, demo_root: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_prints_it_and_starts_nothing(al: Command, demo_root: Path, tmp_path: Path) -> None:
     code, out, err = al(
         "benchmark", "--data", f"mvtec_ad={demo_root}", "--category", "brick", "--method", "padim",
         "--store", str(tmp_path / "s"), "--report", str(tmp_path / "r"), "--plan",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, DaskCluster, eventually
-from test_flow import PADIM, PATCHCORE, Ended, figures, of_step, run_file, run_flow
+from sweep_runs import PADIM, PATCHCORE, Ended, figures, of_step, run_file, run_flow
 
 from storage.store import Store
 
@@ -102,6 +102,18 @@ def test_a_worker_out_of_memory_costs_the_cell(
     assert reason.startswith("fit: each worker that ran it died, most likely for want of memory; give it more")
     assert len(seen(cluster)) == 4  # one more than the failures that the scheduler allows; then again, alone
     assert same(ended, undisturbed, "padim")
+
+
+@pytest.mark.faults
+def test_a_shared_step_that_kills_its_workers_is_tried_alone_once(
+    cluster: DaskCluster, demo_root: Path, tmp_path: Path
+) -> None:
+    cluster.worker(*PRELOAD, "--memory-limit", "2 GiB", AL_FAULTS="features=eat")
+    run = run_file(tmp_path / "store", demo_root, PADIM).model_copy(update={"seeds": [0, 1, 2]})
+    reasons = {record.reason for record in run_flow(run, cluster.address).outcome.records}
+    assert len(reasons) == 1
+    assert str(reasons.pop()).startswith("extract: each worker that ran it died, most likely for want of memory")
+    assert len(seen(cluster)) == 4, "each cell has killed workers of its own"
 
 
 @pytest.mark.faults
