@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect.futures import PrefectFuture
 
 from al_models.registry import create
 from al_models.types import FeatureSpec
 from flows.runfile import DataSource, IngestRun, RunFile
+from flows.runners import in_processes
 from storage.store import Store
 from tasks.demo_data import make_demo_data
-from tasks.extract import extract
+from tasks.extract import extract, extract_part
 from tasks.handles import Category, Prepared, Validated
 from tasks.ingest import Ingested, ingest
+from tasks.parts import Part, parts_of
 from tasks.prepare import prepare
 from tasks.report.data import Judged
 from tasks.suspect import suspect
@@ -47,6 +49,8 @@ class CategorySteps:
     category: Category
     run: RunFile | IngestRun
     submitted: dict[Any, PrefectFuture[Any]] = field(default_factory=dict)
+    listed: dict[str, int] = field(default_factory=dict)
+    """Images: all, and those of the test; looked up once."""
     guilty: list[PrefectFuture[Any]] = field(default_factory=list)
     """Steps that ended their worker while no other cell was under way."""
 
@@ -55,7 +59,7 @@ class CategorySteps:
         later steps need. Suspects are taken out first where the policy says so."""
         steps = self._judged(image_size)
         if spec is not None:
-            steps |= {"extract": self._features(image_size, spec)}
+            steps |= self._features(image_size, spec)
         if self.run.validation.severity("suspected_defect") == "reject":
             cleaned = self.suspects(image_size)
             steps |= {"suspect": cleaned["suspect"], "validate": cleaned["suspect"]}
@@ -63,13 +67,12 @@ class CategorySteps:
 
     def suspects(self, image_size: int) -> Steps:
         """The images judged, and then what is suspected of them."""
-        steps = self._judged(image_size)
-        features = self._features(image_size, shared_spec(image_size))
+        steps = self._judged(image_size) | self._features(image_size, shared_spec(image_size))
         if ("suspect", image_size) not in self.submitted:
             spec, run = shared_spec(image_size), self.run
-            judged = suspect.submit(steps["validate"], features, spec, run.validation, run.device)
+            judged = suspect.submit(steps["validate"], steps["extract"], spec, run.validation, run.device)
             self.submitted["suspect", image_size] = judged
-        return {**steps, "extract": features, "suspect": self.submitted["suspect", image_size]}
+        return {**steps, "suspect": self.submitted["suspect", image_size]}
 
     def to_show(self) -> list[Steps]:
         """What was judged, by image size; with suspects where the policy wants to know them and a cell asked for the
@@ -102,10 +105,29 @@ class CategorySteps:
             self.submitted["validate", image_size] = validate.submit(prepared, self.run.validation)
         return {step: self.submitted[step, image_size] for step in ("prepare", "validate")}
 
-    def _features(self, image_size: int, spec: FeatureSpec) -> PrefectFuture[Any]:
+    def _features(self, image_size: int, spec: FeatureSpec) -> Steps:
+        """`extract`, after its parts where there are some."""
+        judged, parts = self._judged(image_size)["validate"], self.parts("all")
+        for part in parts:
+            if (spec, part) not in self.submitted:
+                self.submitted[spec, part] = extract_part.submit(judged, spec, self.run.device, part)
+        steps = {f"extract images {part}": self.submitted[spec, part] for part in parts}
         if spec not in self.submitted:
-            self.submitted[spec] = extract.submit(self._judged(image_size)["validate"], spec, self.run.device)
-        return self.submitted[spec]
+            self.submitted[spec] = extract.submit(judged, spec, self.run.device, list(steps.values()))
+        return {**steps, "extract": self.submitted[spec]}
+
+    def parts(self, images: Literal["all", "test"]) -> list[Part]:
+        """The parts that workers share of these images; none where the category is small, or in one process, where
+        steps use all cores already."""
+        return parts_of(self._images()[images]) if in_processes() else []
+
+    def _images(self) -> dict[str, int]:
+        """Listed; validation may set some aside."""
+        if not self.listed:
+            counts = Store(self.category.store).get(self.category.catalogue).meta["counts"]
+            test = sum(images for name, images in counts.items() if name.startswith("test_"))
+            self.listed = {"all": counts.get("train", 0) + counts.get("validation", 0) + test, "test": test}
+        return self.listed
 
 
 def first_failure(steps: Steps) -> tuple[str, Exception] | None:

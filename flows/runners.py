@@ -80,12 +80,22 @@ def _gpus(device: str) -> int:
     return 0 if device == "cpu" else torch.cuda.device_count()
 
 
-def on_asked_runner(flow: Flow[Any, Any], run: RunFile | IngestRun) -> State[Any] | None:
-    """The end of the running flow on the runner that the run asks for; None when it is on that one already."""
+def running_on() -> Any:
+    """What the steps of the running flow run on."""
     context = FlowRunContext.get()
     assert context is not None  # called from within a flow
+    return context.task_runner
+
+
+def in_processes() -> bool:
+    """Whether they run in processes side by side."""
+    return not isinstance(running_on(), ThreadPoolTaskRunner)
+
+
+def on_asked_runner(flow: Flow[Any, Any], run: RunFile | IngestRun) -> State[Any] | None:
+    """The end of the running flow on the runner that the run asks for; None when it is on that one already."""
     runner = runner_for(run)
-    if runner == context.task_runner:
+    if runner == running_on():
         return None
     inner = flow.with_options(task_runner=runner)(run, return_state=True)
     outcome = inner.result(raise_on_failure=False)

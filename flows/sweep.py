@@ -13,22 +13,22 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefect.context import FlowRunContext
-
 from al_models.types import FeatureSpec
 from flows.category import CategorySteps, Steps, first_failure, listed
 from flows.runfile import RunFile
+from flows.runners import running_on
 from flows.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.calibrate import calibrate
 from tasks.compute import detector_of
 from tasks.evaluate import evaluate
+from tasks.evaluate.count import count_part
 from tasks.extract import extract
 from tasks.failure import record_failure
 from tasks.fit import fit
 from tasks.handles import Cell
-from tasks.predict import predict
+from tasks.predict import predict, predict_part
 from tasks.steps import only_looking
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,6 @@ def _inputs(cell: Cell) -> tuple[int, FeatureSpec | None]:
 
 def _is_done(future: Any) -> bool:
     return bool(future.wrapped_future.done())
-
-
-def _runner() -> Any:
-    """What the steps of this flow run on."""
-    context = FlowRunContext.get()
-    assert context is not None  # within the flow
-    return context.task_runner
 
 
 def _is_killed(error: Exception) -> bool:
@@ -140,7 +133,7 @@ class Sweep:
 
     def _at_once(self) -> int:
         """Cells that keep every worker busy while others wait for a step they share."""
-        return 2 * int(_runner().steps_at_once()) + 2
+        return 2 * int(running_on().steps_at_once()) + 2
 
     def _found(self, cell: Cell, shared: CategorySteps) -> RunRecord | None:
         """The record of a cell whose outputs are all in the store; None for any other. To ask takes milliseconds, to
@@ -164,11 +157,15 @@ class Sweep:
         steps = shared.inputs(*_inputs(cell))
         validated, features = steps["validate"], steps.get("extract")
         model = fit.submit(cell, validated, features)
-        calibration = calibrate.submit(cell, validated, features, model)
-        maps = predict.submit(cell, validated, features, model)
-        record = evaluate.submit(cell, validated, features, model, calibration, maps)
+        at, split = (cell, validated, features, model), shared.parts("test")
+        calibration = calibrate.submit(*at)
+        parts = {f"predict images {part}": predict_part.submit(*at, part) for part in split}
+        maps = predict.submit(*at, list(parts.values()))
+        counts = {f"count images {part}": count_part.submit(cell, validated, maps, part) for part in split}
+        record = evaluate.submit(*at, calibration, maps, list(counts.values()))
         shared.to_show()  # what is suspected of the images is looked for meanwhile
-        return {**steps, "fit": model, "calibrate": calibration, "predict": maps, "evaluate": record}
+        of_cell = {"fit": model, "calibrate": calibration, **parts, "predict": maps, **counts, "evaluate": record}
+        return {**steps, **of_cell}
 
     def _ended(self, running: list[Running]) -> Iterator[RunRecord]:
         """The records of the cells that have ended since the last look, which are taken off the list."""
@@ -184,7 +181,7 @@ class Sweep:
                 yield each.steps["evaluate"].result()
             elif isinstance(failure[1], CancelledError) and each.starts < _STARTS:
                 logger.warning("%s: %s was lost with the scheduler; starting again", each.cell.name, failure[0])
-                _runner().rejoin()
+                running_on().rejoin()
                 running.append(self._again(each))
             elif _is_killed(failure[1]) and not each.alone:
                 self.accused.append(each)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +21,7 @@ from storage.store import Draft, Store
 from tasks.compute import device_of
 from tasks.handles import Validated
 from tasks.limits import in_memory
+from tasks.parts import Part, joined
 from tasks.progress import Progress
 from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredSource, accepted_samples
@@ -39,11 +40,36 @@ SHARD = 64
     retry_delay_seconds=1,
     retry_condition_fn=retry_passing,
 )
-def extract(validated: Validated, spec: FeatureSpec, device: str = "auto") -> str:
+def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts: Sequence[str] = ()) -> str:
     """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
-    image."""
+    image. `parts`: keys of what `extract_part` has computed of it."""
+    store, key = Store(validated.category.store), _key(validated, spec)
+    work = partial(_join, store, spec, parts) if parts else partial(_extract, store, validated, spec, device, None)
+    run_step(store, key, work)
+    return key
+
+
+@task(
+    name="extract part",
+    task_run_name="extract {spec.backbone} {validated.name} images {part}",
+    tags=[GPU],
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def extract_part(validated: Validated, spec: FeatureSpec, device: str, part: Part) -> str:
+    """Key of the features of this part's images; none are computed where those of all are there already."""
     store = Store(validated.category.store)
-    key = step_key(
+    if store.find(_key(validated, spec)) is not None:
+        return ""
+    key = _key(validated, spec, part=asdict(part))
+    run_step(store, key, partial(_extract, store, validated, spec, device, part))
+    return key
+
+
+def _key(validated: Validated, spec: FeatureSpec, **of_part: dict[str, int]) -> str:
+    return step_key(
         "features",
         validated.category.dataset,
         validated.category.category,
@@ -51,16 +77,24 @@ def extract(validated: Validated, spec: FeatureSpec, device: str = "auto") -> st
         images=validated.prepared.images,
         spec=asdict(spec) | {"weights": weights_fingerprint(spec)},
         code=code_fingerprint("tasks.extract"),
+        **of_part,
     )
-    run_step(store, key, partial(_extract, store, validated, spec, device))
-    return key
 
 
-def _extract(store: Store, validated: Validated, spec: FeatureSpec, device: str, draft: Draft) -> dict[str, Any]:
+def _join(store: Store, spec: FeatureSpec, parts: Sequence[str], draft: Draft) -> dict[str, Any]:
+    whole, first = joined(store, parts), store.get(parts[0]).meta  # the first part is never empty
+    shapes = {layer: [len(whole["ids"]), *shape[1:]] for layer, shape in first["shapes"].items()}
+    return whole | {"shapes": shapes, "spec": asdict(spec), "device": first["device"]}
+
+
+def _extract(
+    store: Store, validated: Validated, spec: FeatureSpec, device: str, part: Part | None, draft: Draft
+) -> dict[str, Any]:
     from al_models.parts.backbone import cached_backbone  # timm takes seconds to import; a reused output needs none
 
     backbone = cached_backbone(spec, device_of(device))
     ids = [sample.id for sample in accepted_samples(validated)]
+    ids = ids if part is None else list(part.of(ids))
     arrays: dict[int, zarr.Array[Any]] = {}
 
     def write_features(batch_size: int) -> None:

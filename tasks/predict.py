@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,11 +14,12 @@ import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.store import Draft, Store
+from storage.store import Artifact, Draft, Store
 from tasks.compute import detector_of, runtime_of
 from tasks.fit import load_model, method_code, source_for
 from tasks.handles import Cell, Validated
 from tasks.limits import in_memory
+from tasks.parts import Part, joined
 from tasks.steps import GPU, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
@@ -32,20 +35,57 @@ CHUNK = 8
     retry_delay_seconds=1,
     retry_condition_fn=retry_passing,
 )
-def predict(cell: Cell, validated: Validated, features: str | None, model: str) -> str:
-    """Key of the maps: a Zarr array `maps` float16 (n, h, w) and `scores.parquet` (id, score), a row a test image."""
-    store = Store(validated.category.store)
-    code = method_code("tasks.predict", detector_of(cell))
-    key = step_key("maps", cell.dataset, cell.category, model=model, code=code)
-    run_step(store, key, partial(_predict, store, cell, validated, features, model))
+def predict(cell: Cell, validated: Validated, features: str | None, model: str, parts: Sequence[str] = ()) -> str:
+    """Key of the maps: a Zarr array `maps` float16 (n, h, w) and `scores.parquet` (id, score), a row a test image.
+    `parts`: keys of what `predict_part` has computed of it."""
+    store, key = Store(validated.category.store), _key(cell, model)
+    work = partial(_join, store, parts) if parts else partial(_predict, store, cell, validated, features, model, None)
+    run_step(store, key, work)
     return key
 
 
+@task(
+    name="predict part",
+    task_run_name="predict {cell.method} {cell.dataset}/{cell.category} seed {cell.seed} images {part}",
+    tags=[GPU],
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def predict_part(cell: Cell, validated: Validated, features: str | None, model: str, part: Part) -> str:
+    """Key of the maps and scores of this part's images; none are computed where those of all are there already."""
+    store = Store(validated.category.store)
+    if store.find(_key(cell, model)) is not None:
+        return ""
+    key = _key(cell, model, part=asdict(part))
+    run_step(store, key, partial(_predict, store, cell, validated, features, model, part))
+    return key
+
+
+def _key(cell: Cell, model: str, **of_part: dict[str, int]) -> str:
+    code = method_code("tasks.predict", detector_of(cell))
+    return step_key("maps", cell.dataset, cell.category, model=model, code=code, **of_part)
+
+
+def _join(store: Store, parts: Sequence[str], draft: Draft) -> dict[str, Any]:
+    tables = [read_scores(store, store.get(part)) for part in parts]
+    _write_scores(store, draft, pd.concat(tables, ignore_index=True))
+    return joined(store, parts)
+
+
 def _predict(
-    store: Store, cell: Cell, validated: Validated, features: str | None, model: str, draft: Draft
+    store: Store,
+    cell: Cell,
+    validated: Validated,
+    features: str | None,
+    model: str,
+    part: Part | None,
+    draft: Draft,
 ) -> dict[str, Any]:
     detector = load_model(store, model, cell)
     ids = [sample.id for sample in accepted_samples(validated) if sample.split == "test"]
+    ids = ids if part is None else list(part.of(ids))
     arrays: list[zarr.Array[Any]] = []
 
     def write_maps(batch_size: int) -> list[float]:
@@ -61,7 +101,16 @@ def _predict(
         return scores
 
     scores = in_memory(write_maps, 16)
-    buffer = io.BytesIO()
-    pd.DataFrame({"id": ids, "score": scores}).to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/scores.parquet", buffer.getvalue())
+    _write_scores(store, draft, pd.DataFrame({"id": ids, "score": scores}))
     return {"ids": ids}
+
+
+def _write_scores(store: Store, draft: Draft, table: pd.DataFrame) -> None:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    store.write_bytes(f"{draft.folder}/scores.parquet", buffer.getvalue())
+
+
+def read_scores(store: Store, predicted: Artifact) -> pd.DataFrame:
+    """`id` and `score`, a row a test image."""
+    return pd.read_parquet(io.BytesIO(store.read_bytes(f"{predicted.folder}/scores.parquet")))

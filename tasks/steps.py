@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -41,6 +41,14 @@ class Measured:
         """For a manifest."""
         seconds = time.perf_counter() - self.started
         return {"seconds": round(seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
+
+    def with_parts(self, parts: Mapping[str, Any]) -> dict[str, float]:
+        """For the manifest of an output whose parts cost something before."""
+        own = self.as_meta()
+        return {
+            "seconds": round(own["seconds"] + parts.get("seconds", 0), 3),
+            "peak_memory_mb": max(own["peak_memory_mb"], parts.get("peak_memory_mb", 0)),
+        }
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def run_step(store: Store, key: str, work: Callable[[Draft], dict[str, Any]]) ->
         raise NotMadeYet(key)
     with ending(store, key), measured() as cost, store.draft(key) as draft:
         meta = work(draft)
-        return draft.commit({**meta, **cost.as_meta(), "process": f"{socket.gethostname()}:{os.getpid()}"})
+        return draft.commit({**meta, **cost.with_parts(meta), "process": f"{socket.gethostname()}:{os.getpid()}"})
 
 
 def step_key(step: str, dataset: str, category: str, **inputs: Any) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
-import zarr
 
 from al_models.types import FeatureSpec, ImageBatch, ImageSource
 from storage.errors import NotInStore
 from storage.samples import Sample, from_parquet
+from storage.stacks import Stack
 from storage.store import Store
 from tasks.handles import Validated
 
@@ -35,23 +34,24 @@ class StoredSource(ImageSource):
         """Open the arrays; nothing is read yet. `features` is the key of the extracted spec; `images`: read pixels."""
         store = Store(validated.category.store)
         self.ids, self.batch_size = tuple(ids), batch_size
-        self._arrays: dict[int, Array] = {}
+        self._features: dict[int, Stack] = {}
         if spec is not None and features is not None:
             found = store.get(features)
-            rows = _rows(found.meta["ids"], ids)
-            self._arrays = {key: Array.open(store, f"{found.folder}/layer{key}", rows) for key in spec.keys}
-        self._images: Array | None = None
+            self._rows = np.asarray(_rows(found.meta["ids"], ids), int)
+            self._features = {key: Stack.open(store, found, f"layer{key}") for key in spec.keys}
+        self._images: Stack | None = None
         if images:
             found = store.get(validated.prepared.images)
-            self._images = Array.open(store, f"{found.folder}/images", _rows(found.meta["ids"], ids))
+            self._image_rows = np.asarray(_rows(found.meta["ids"], ids), int)
+            self._images = Stack.open(store, found, "images")
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The images of these rows."""
         images = None
         if self._images is not None:
-            pixels = torch.from_numpy(self._images.read(rows))  # (n, h, w, c)
+            pixels = torch.from_numpy(self._images.read(self._image_rows[rows]))  # (n, h, w, c)
             images = pixels.expand(*pixels.shape[:3], 3)
-        features = {layer: torch.from_numpy(array.read(rows)) for layer, array in self._arrays.items()}
+        features = {key: torch.from_numpy(stack.read(self._rows[rows])) for key, stack in self._features.items()}
         return ImageBatch(tuple(self.ids[row] for row in rows), images, features)
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -65,32 +65,6 @@ class StoredSource(ImageSource):
                 batch, pending = pending.result(), ahead.submit(self.read, following)
                 yield batch
             yield pending.result()
-
-
-@dataclass(frozen=True)
-class Array:
-    """Some rows of a stored array."""
-
-    array: zarr.Array[Any]
-    rows: np.ndarray
-    """Row in the array of each image asked for."""
-
-    @staticmethod
-    def open(store: Store, key: str, rows: Sequence[int]) -> Array:
-        """Raises NotInStore when the array is not there."""
-        try:
-            return Array(zarr.open_array(store.zarr_store(key), mode="r"), np.asarray(rows))
-        except FileNotFoundError as error:
-            raise NotInStore(f"the array {key} is not in {store.url}; delete its folder and run again") from error
-
-    def read(self, which: Sequence[int]) -> np.ndarray:
-        """The rows asked for, in order; a span that is mostly wanted is read whole, since chunks are anyway."""
-        rows = self.rows[np.asarray(which)]
-        first, last = int(rows.min()), int(rows.max()) + 1
-        if last - first <= 2 * len(rows):
-            span = np.asarray(self.array[first:last])
-            return span if np.array_equal(rows, np.arange(first, last)) else span[rows - first]
-        return np.asarray(self.array.oindex[rows])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from al_models.metrics.images import image_metrics
 from al_models.metrics.per_image import ImageCounts, ImageRow, count_image
 from al_models.metrics.pimo import Pimo, aupimo
 from al_models.metrics.ranks import Ranking, rank_methods
-from al_models.metrics.regions import Defect
+from al_models.metrics.regions import Defect, RegionCounts
 from al_models.metrics.resize import resize_map
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Pimo",
     "PixelCounts",
     "Ranking",
+    "RegionCounts",
     "Replicates",
     "anomalous_values",
     "aupimo",

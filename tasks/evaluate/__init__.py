@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
@@ -19,21 +19,23 @@ from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import p_values
 from al_models.metrics import PixelCounts, aupimo, image_metrics
-from al_models.registry import detector_class
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
 from tasks.compute import detector_of
+from tasks.evaluate.count import counted_parts, promised_alarms
 from tasks.evaluate.pixels import CountedPixels, boundaries_at, count_pixels
-from tasks.evaluate.thresholds import PROMISED_ALARMS, Scored, alarms_of, asked_rates, kept_promises
+from tasks.evaluate.thresholds import Scored, alarms_of, asked_rates, kept_promises
 from tasks.evaluate.truth import Truths
 from tasks.evaluate.uncertainty import intervals_of, replicates_of, write_replicates
 from tasks.fit import method_code
 from tasks.handles import Cell, Validated
+from tasks.parts import joined
+from tasks.predict import read_scores
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
-_CODE = tuple(f"tasks.evaluate{part}" for part in ("", ".pixels", ".thresholds", ".truth", ".uncertainty"))
+_CODE = tuple(f"tasks.evaluate{part}" for part in ("", ".count", ".pixels", ".thresholds", ".truth", ".uncertainty"))
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "prefect", "great-expectations")
 
 
@@ -46,10 +48,16 @@ _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "pr
     retry_condition_fn=retry_passing,
 )
 def evaluate(
-    cell: Cell, validated: Validated, features: str | None, model: str, calibration: str, maps: str
+    cell: Cell,
+    validated: Validated,
+    features: str | None,
+    model: str,
+    calibration: str,
+    maps: str,
+    parts: Sequence[str] = (),
 ) -> RunRecord:
     """The cell's record, written to the store. Beside it, for the report: `images.parquet`, `masks`, `curves.json`,
-    `groups.json` and `replicates.parquet`."""
+    `groups.json` and `replicates.parquet`. `parts`: keys of what `count_part` has counted of it."""
     store = Store(validated.category.store)
     key = step_key(
         "evaluations",
@@ -62,7 +70,7 @@ def evaluate(
         rate=cell.false_reject_rate,
         code=code_fingerprint(*_CODE),
     )
-    found = run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps))
+    found = run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps, parts))
     keys = {"catalogue": validated.category.catalogue, "images": validated.prepared.images}
     keys |= {"verdict": validated.verdict, "model": model}
     keys |= {"suspects": validated.suspects} if validated.suspects else {}
@@ -74,14 +82,22 @@ def evaluate(
 
 
 def _evaluate(
-    store: Store, cell: Cell, validated: Validated, calibration: str, maps: str, draft: Draft
+    store: Store,
+    cell: Cell,
+    validated: Validated,
+    calibration: str,
+    maps: str,
+    parts: Sequence[str],
+    draft: Draft,
 ) -> dict[str, Any]:
     samples = [sample for sample in accepted_samples(validated) if sample.split == "test"]
     held_out, predicted = store.get(calibration).meta, store.get(maps)
     scores = _scores(store, predicted, samples)
     truths = Truths(store, validated)
-    promised = PROMISED_ALARMS if detector_class(cell.method).traits.promises_false_alarms else ()
-    counted = count_pixels(store, truths, predicted, samples, promised, draft)
+    if parts:
+        counted, of_parts = counted_parts(store, parts), joined(store, parts)
+    else:
+        counted, of_parts = count_pixels(store, truths, predicted, samples, promised_alarms(cell), draft), {}
 
     labels = np.array([sample.label == "anomalous" for sample in samples], dtype=bool)
     judged = np.array([sample.is_labelled for sample in samples], dtype=bool)
@@ -112,6 +128,7 @@ def _evaluate(
     store.write_json(f"{draft.folder}/groups.json", _groups(counted.counts, samples, scores))
     write_replicates(store, draft, found)
     return {
+        **of_parts,
         "ids": [sample.id for sample in samples],
         "metrics": metrics,
         "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
@@ -128,7 +145,7 @@ def _deciding(promise: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scores(store: Store, predicted: Artifact, samples: list[Sample]) -> np.ndarray:
-    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{predicted.folder}/scores.parquet"))).set_index("id")
+    table = read_scores(store, predicted).set_index("id")
     return table["score"].reindex([sample.id for sample in samples]).to_numpy(dtype=np.float64)
 
 

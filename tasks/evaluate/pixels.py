@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import zarr
 
 from al_models.calibration import false_alarms
 from al_models.metrics import ImageCounts, PixelCounts, boundary_f
 from al_models.parts.images import resize
 from storage.samples import Sample
+from storage.stacks import Stack
 from storage.store import Artifact, Draft, Store
 from tasks.evaluate.truth import Truths
 
@@ -32,6 +32,11 @@ class CountedPixels:
     alarms: dict[float, list[int]]
     """False alarms promised an image -> those seen in each good image; empty where the method promises none."""
 
+    @staticmethod
+    def nothing(promised: Sequence[float]) -> CountedPixels:
+        """Before the first image."""
+        return CountedPixels(PixelCounts(), [], np.zeros(0), {rate: [] for rate in promised})
+
 
 def count_pixels(
     store: Store,
@@ -40,14 +45,20 @@ def count_pixels(
     samples: Sequence[Sample],
     promised: Sequence[float],
     draft: Draft,
+    first: int = 0,
 ) -> CountedPixels:
-    """One pass over maps and masks; leaves the masks, at the maps' size, in `masks` of the draft for the report."""
-    found = CountedPixels(PixelCounts(), [], np.zeros(len(samples)), {rate: [] for rate in promised})
+    """One pass over masks and maps, whose rows begin with `first`; leaves the masks, at the maps' size, in `masks` of
+    the draft for the report."""
+    found = CountedPixels.nothing(promised)
     if not samples:
         return found
-    maps = zarr.open_array(store.zarr_store(f"{predicted.folder}/maps"), mode="r")
-    masks = np.zeros(maps.shape, dtype=np.uint8)  # (n, h, w)
-    for row, (sample, scored) in enumerate(_with_maps(samples, maps)):
+    maps = Stack.open(store, predicted, "maps")
+    found.maxima = np.zeros(len(samples))
+    kept = store.create_array(f"{draft.folder}/masks", (len(samples), *maps.shape[1:]), "uint8", chunk=maps.chunk)
+    masks = np.zeros((maps.chunk, *maps.shape[1:]), dtype=np.uint8)  # (n, h, w) of a chunk
+    for row, (sample, scored) in enumerate(_with_maps(samples, maps, first)):
+        place = row % maps.chunk
+        masks[place] = 0
         found.maxima[row] = scored.max()
         if sample.label == "good":
             for rate, seen in found.alarms.items():
@@ -55,12 +66,12 @@ def count_pixels(
         truth = truths.of(sample)
         if truth is None:
             found.counts.exclude(sample.id)
-            continue
-        if truth.mask is not None:
-            masks[row] = resize(truth.mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
-        found.images.append(found.counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type))
-    kept = store.create_array(f"{draft.folder}/masks", masks.shape, "uint8", chunk=maps.chunks[0])
-    kept[:] = masks
+        else:
+            if truth.mask is not None:
+                masks[place] = resize(truth.mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
+            found.images.append(found.counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type))
+        if place == maps.chunk - 1 or row == len(samples) - 1:
+            kept[row - place : row + 1] = masks[: place + 1]
     return found
 
 
@@ -74,7 +85,7 @@ def boundaries_at(
     found: dict[str, dict[str, float]] = {metric: {} for metric in thresholds}
     if not thresholds or not any(sample.mask for sample in samples):
         return found
-    maps = zarr.open_array(store.zarr_store(f"{predicted.folder}/maps"), mode="r")
+    maps = Stack.open(store, predicted, "maps")
     for sample, scored in _with_maps(samples, maps):
         truth = None if sample.mask is None else truths.of(sample)
         if truth is None or truth.mask is None:
@@ -86,8 +97,8 @@ def boundaries_at(
     return found
 
 
-def _with_maps(samples: Sequence[Sample], maps: zarr.Array) -> Iterator[tuple[Sample, np.ndarray]]:
+def _with_maps(samples: Sequence[Sample], maps: Stack, first: int = 0) -> Iterator[tuple[Sample, np.ndarray]]:
     """Each sample with its map float16 (h, w), a chunk in memory at a time."""
-    step = maps.chunks[0]
-    for start in range(0, len(samples), step):
-        yield from zip(samples[start : start + step], np.asarray(maps[start : start + step]), strict=True)
+    for start in range(0, len(samples), maps.chunk):
+        chosen = samples[start : start + maps.chunk]
+        yield from zip(chosen, maps.read(range(first + start, first + start + len(chosen))), strict=True)

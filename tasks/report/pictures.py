@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from PIL import Image, ImageDraw
 
 from al_models.calibration import HeldOutPixels, log10_p_map
-from storage.errors import StorageError
+from storage.errors import NotInStore, StorageError
 from storage.records import RunRecord
+from storage.stacks import Stack
 from storage.store import Artifact, Store
 from tasks.report.evaluation import artifact, pixel_threshold, read_evaluation
 from tasks.report.heat import FLAGGED, OUTLINE, Scale, contour, data_url, nearest, overlay, png, rgb, shrunk
@@ -148,27 +148,27 @@ def _held_out(store: Store, record: RunRecord) -> tuple[HeldOutPixels | None, st
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """A stored array with one entry an image."""
+class _ByImage:
+    """A stored array whose rows are asked for by image."""
 
-    array: Any
+    stack: Stack
     position: dict[str, int]
 
     def of(self, image_id: str) -> np.ndarray:
-        return np.asarray(self.array[self.position[image_id]])
+        return self.stack.read([self.position[image_id]])[0]
 
 
-def _open(store: Store, found: Artifact | None, name: str) -> _Stack | None:
+def _open(store: Store, found: Artifact | None, name: str) -> _ByImage | None:
     if found is None:
         return None
     try:
-        array = zarr.open_array(store.zarr_store(f"{found.folder}/{name}"), mode="r")
-    except FileNotFoundError:
+        stack = Stack.open(store, found, name)
+    except NotInStore:
         return None
-    return _Stack(array, {image_id: place for place, image_id in enumerate(found.meta["ids"])})
+    return _ByImage(stack, {image_id: place for place, image_id in enumerate(found.meta["ids"])})
 
 
-def _mask(masks: _Stack | None, image_id: str) -> np.ndarray | None:
+def _mask(masks: _ByImage | None, image_id: str) -> np.ndarray | None:
     return None if masks is None or image_id not in masks.position else masks.of(image_id)
 
 
@@ -211,7 +211,7 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
 
 
-def _scale(maps: _Stack, rows: Sequence[dict[str, Any]], threshold: float | None) -> Scale:
+def _scale(maps: _ByImage, rows: Sequence[dict[str, Any]], threshold: float | None) -> Scale:
     """From what good looks like to as far beyond the threshold as the threshold is beyond good."""
     if not rows:
         return Scale(0.0, 1.0, threshold, "no image")

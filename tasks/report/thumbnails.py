@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import numpy as np
-import zarr
 from PIL import Image, ImageDraw
 
 from storage.errors import StorageError
+from storage.stacks import Stack
 from storage.store import Store
 from tasks.report.heat import OUTLINE, data_url
 
@@ -23,7 +21,7 @@ class Thumbnails:
         """`keys`: of the samples, in the order of the images; `without`: those whose file could not be read."""
         nothing = set(without)
         self._rows = {key: row for row, key in enumerate(keys) if key not in nothing}
-        self._array, self.missing = _open(store, images)
+        self._images, self.missing = _open(store, images)
         """Why there are no pictures at all, or None."""
 
     def of(self, key: str, side: int, mark: tuple[float, float] | None = None) -> str | None:
@@ -31,10 +29,10 @@ class Thumbnails:
 
         `mark`: centre of a ring around what is pointed out, as fractions of the width and the height.
         """
-        if self._array is None or key not in self._rows:
+        if self._images is None or key not in self._rows:
             return None
         try:
-            pixels = np.asarray(self._array[self._rows[key]])  # (h, w, c)
+            pixels = self._images.read([self._rows[key]])[0]  # (h, w, c)
         # zarr's codecs raise RuntimeError for bytes that do not decompress
         except (StorageError, OSError, LookupError, ValueError, RuntimeError) as error:
             self.missing = f"the stored images could not be read ({error})"
@@ -44,9 +42,9 @@ class Thumbnails:
         return data_url(picture if mark is None else _ringed(picture, mark), _QUALITY)
 
 
-def _open(store: Store, images: str) -> tuple[Any, str | None]:
+def _open(store: Store, images: str) -> tuple[Stack | None, str | None]:
     try:
-        return zarr.open_array(store.zarr_store(f"{store.get(images).folder}/images"), mode="r"), None
+        return Stack.open(store, store.get(images), "images"), None
     except (StorageError, OSError, ValueError, RuntimeError) as error:
         return None, f"the prepared images are not there ({error})"
 

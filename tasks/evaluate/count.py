@@ -1,0 +1,123 @@
+"""Count the pixels of a part of the test images, as evaluation adds them up."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from al_models.metrics import ImageCounts, RegionCounts
+from al_models.registry import detector_class
+from storage.store import Draft, Store
+from tasks.evaluate.pixels import CountedPixels, count_pixels
+from tasks.evaluate.thresholds import PROMISED_ALARMS
+from tasks.evaluate.truth import Truths
+from tasks.handles import Cell, Validated
+from tasks.parts import Part
+from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.stored import accepted_samples
+
+_CODE = tuple(f"tasks.evaluate.{part}" for part in ("count", "pixels", "thresholds", "truth"))
+_OF_REGIONS = ("keys", "anomalous", "overlap", "n_regions")
+
+
+@task(
+    name="count part",
+    task_run_name="count {cell.method} {cell.dataset}/{cell.category} seed {cell.seed} images {part}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=retry_passing,
+)
+def count_part(cell: Cell, validated: Validated, maps: str, part: Part) -> str:
+    """Key of `counts.parquet`, a row a test image of this part, and the `masks`, at the maps' size, for the report."""
+    store = Store(validated.category.store)
+    key = step_key(
+        "counts",
+        cell.dataset,
+        cell.category,
+        catalogue=validated.category.catalogue,
+        verdict=validated.verdict,
+        maps=maps,
+        code=code_fingerprint(*_CODE),
+        part=asdict(part),
+    )
+    run_step(store, key, partial(_count, store, cell, validated, maps, part))
+    return key
+
+
+def promised_alarms(cell: Cell) -> Sequence[float]:
+    """The false alarms an image that the cell's method promises, to be counted."""
+    return PROMISED_ALARMS if detector_class(cell.method).traits.promises_false_alarms else ()
+
+
+def _count(store: Store, cell: Cell, validated: Validated, maps: str, part: Part, draft: Draft) -> dict[str, Any]:
+    test = [sample for sample in accepted_samples(validated) if sample.split == "test"]
+    samples, truths = part.of(test), Truths(store, validated)
+    counted = count_pixels(store, truths, store.get(maps), samples, promised_alarms(cell), draft, part.first)
+    by_id = {image.image_id: image for image in counted.images}
+    rows = [_row(by_id[sample.id]) if sample.id in by_id else {"id": sample.id} for sample in samples]
+    buffer = io.BytesIO()
+    pd.DataFrame(rows).assign(maximum=counted.maxima).to_parquet(buffer, index=False, compression="zstd")
+    store.write_bytes(f"{draft.folder}/counts.parquet", buffer.getvalue())
+    alarms = [[rate, seen] for rate, seen in counted.alarms.items()]
+    return {"ids": [sample.id for sample in samples], "alarms": alarms}
+
+
+def _row(image: ImageCounts) -> dict[str, Any]:
+    """An image's counts as a flat row."""
+    row: dict[str, Any] = {"id": image.image_id, "defect_type": image.defect_type}
+    row |= {"normal_keys": image.normal_keys, "normal_counts": image.normal_counts}
+    groups = {"regions": image.regions, "defects": image.defects} | {f"size {k}": v for k, v in image.by_size.items()}
+    for group, regions in groups.items():
+        if regions is not None:
+            row |= {f"{group} {name}": getattr(regions, name) for name in _OF_REGIONS}
+    return row
+
+
+def counted_parts(store: Store, parts: Sequence[str]) -> CountedPixels:
+    """What the parts counted, added up: as if one had counted all."""
+    found, maxima = CountedPixels.nothing(()), []
+    for part in map(store.get, parts):
+        if not part.meta["ids"]:
+            continue
+        table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{part.folder}/counts.parquet")))
+        maxima.append(table["maximum"].to_numpy(np.float64))
+        for image_id, image in zip(table["id"], _images(table), strict=True):
+            if image is None:
+                found.counts.exclude(image_id)
+            else:
+                found.counts.add_counts(image)
+                found.images.append(image)
+        for rate, seen in part.meta["alarms"]:
+            found.alarms.setdefault(rate, []).extend(seen)
+    found.maxima = np.concatenate(maxima) if maxima else found.maxima
+    return found
+
+
+def _images(table: pd.DataFrame) -> Iterator[ImageCounts | None]:
+    """The counts of each row; None where the truth is unknown."""
+    sizes = [name.split()[1] for name in table if name.startswith("size ") and name.endswith(" keys")]
+    for row in table.to_dict("records"):
+        if row.get("normal_keys") is None:
+            yield None
+            continue
+        by_size = {size: regions for size in sizes if (regions := _regions(row, f"size {size}")) is not None}
+        regions, defects = _regions(row, "regions"), _regions(row, "defects")
+        assert regions is not None
+        yield ImageCounts(
+            row["id"], row["normal_keys"], row["normal_counts"], regions, by_size, defects, row["defect_type"]
+        )
+
+
+def _regions(row: dict[str, Any], group: str) -> RegionCounts | None:
+    if row.get(f"{group} keys") is None:
+        return None
+    return RegionCounts(*(row[f"{group} {name}"] for name in _OF_REGIONS[:3]), int(row[f"{group} n_regions"]))
