@@ -110,6 +110,11 @@ class ClusterRunner(DaskTaskRunner):
         )
         return PrefectDaskFuture(wrapped_future=future, task_run_id=future.task_run_id)
 
+    @property
+    def dashboard(self) -> str:
+        """Address of Dask's own pages."""
+        return str(self.client.dashboard_link)
+
     def steps_at_once(self) -> int:
         """Steps that can be under way on the workers that are there now; at least one, since more may come."""
         return max(1, sum(worker["nthreads"] for worker in self._seen()))

@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flows.runners import running_on
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.progress import listening
@@ -52,7 +53,7 @@ class Watch:
     def __init__(self, store: Store, name: str) -> None:
         """Nothing is expected yet; `name` is the flow's."""
         self.store, self.name = store, name
-        terminal = Console(stderr=True)
+        self.terminal = terminal = Console(stderr=True)
         self.bar = Progress(
             SpinnerColumn(),
             BarColumn(),
@@ -78,6 +79,10 @@ class Watch:
     def __enter__(self) -> Self:
         created = create_progress_artifact(progress=0.0, key=self.name, description="share that is finished")
         self.progress = created if isinstance(created, UUID) else None
+        dashboard = getattr(running_on(), "dashboard", None)
+        if dashboard is not None:
+            logger.info("Dask dashboard: %s", dashboard)
+            self.terminal.print(f"Dask at {dashboard}", style="dim", highlight=False, soft_wrap=True)
         if self.live is not None:
             self.live.start()
         self.listening.__enter__()

