@@ -43,10 +43,12 @@ def other_code(tmp_path: Path) -> str:
 
 
 @task(tags=[GPU])
-def on_slot(seconds: float) -> tuple[bool, float, float]:
-    """(whether the worker offers a slot, began, ended)."""
+def on_slot(folder: str, name: int, together: int) -> tuple[bool, float, float]:
+    """(whether the worker offers a slot, began, ended); ends when so many steps have begun."""
     began = time.time()
-    time.sleep(seconds)
+    Path(folder, str(name)).touch()
+    eventually(lambda: len(list(Path(folder).iterdir())) >= together, within=30)
+    time.sleep(0.3)
     return get_worker().state.total_resources.get("GPU", 0) > 0, began, time.time()
 
 
@@ -58,9 +60,12 @@ def anywhere() -> bool:
 
 
 @flow
-def of_both(slots: int, others: int) -> tuple[list[tuple[bool, float, float]], list[bool]]:
+def of_both(
+    folder: Path, slots: int, others: int, together: int = 1
+) -> tuple[list[tuple[bool, float, float]], list[bool]]:
     """Steps with and without a slot, side by side."""
-    wanting = [on_slot.submit(0.5) for _ in range(slots)]
+    folder.mkdir()
+    wanting = [on_slot.submit(str(folder), name, together) for name in range(slots)]
     free = [anywhere.submit() for _ in range(others)]
     return [future.result() for future in wanting], [future.result() for future in free]
 
@@ -70,15 +75,15 @@ def at_once(steps: list[tuple[bool, float, float]]) -> int:
     return max(sum(other <= began < ended for _, other, ended in steps) for _, began, _ in steps)
 
 
-def test_gpu_steps_run_one_at_a_time_on_each_slot_and_anywhere_where_no_gpu_is_asked_for() -> None:
+def test_gpu_steps_run_one_at_a_time_on_each_slot_and_anywhere_where_no_gpu_is_asked_for(tmp_path: Path) -> None:
     with LocalCluster(processes=3, gpus=2) as ours:
         runners = {device: ClusterRunner(address=ours.scheduler_address, device=device) for device in ("auto", "cpu")}
-        wanting, free = of_both.with_options(task_runner=runners["auto"])(6, 6)
+        wanting, free = of_both.with_options(task_runner=runners["auto"])(tmp_path / "auto", 6, 6, together=2)
         assert all(has for has, _, _ in wanting)
         assert at_once(wanting) == 2
         assert not all(free), "what needs no slot waits for one"
 
-        wanting, _ = of_both.with_options(task_runner=runners["cpu"])(6, 0)
+        wanting, _ = of_both.with_options(task_runner=runners["cpu"])(tmp_path / "cpu", 6, 0, together=3)
         assert not all(has for has, _, _ in wanting)
         assert at_once(wanting) == 3
 
@@ -87,7 +92,7 @@ def test_a_worker_with_other_code_is_named_and_nothing_starts(cluster: DaskClust
     cluster.worker(PYTHONPATH=other_code)
     runner = ClusterRunner(address=cluster.address)
     with pytest.raises(ClusterError, match=r"do not run this code: tcp://.*: code \w+ instead of \w+\. Install"):
-        of_both.with_options(task_runner=runner)(1, 1)
+        of_both.with_options(task_runner=runner)(Path("never"), 1, 1)
 
 
 @pytest.mark.faults
@@ -107,7 +112,7 @@ def test_an_address_without_a_scheduler_is_said_to_be_one() -> None:
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127.0.0.1:1\b"),
     ):
-        of_both.with_options(task_runner=ClusterRunner(address="tcp://127.0.0.1:1"))(1, 1)
+        of_both.with_options(task_runner=ClusterRunner(address="tcp://127.0.0.1:1"))(Path("never"), 1, 1)
 
 
 def test_differences_are_told_in_words() -> None:
