@@ -19,6 +19,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -32,9 +33,7 @@ import compare_anomalib
 import psutil
 
 from flows import server
-from flows.benchmark import Outcome, benchmark
 from flows.runfile import DataSource, MethodRun, RunFile
-from flows.runners import runner_for
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.demo_data import make_demo_data
@@ -71,11 +70,15 @@ def main() -> None:
     command.add_argument("--epochs", type=int, default=1, help="of both flows, on both sides")
     command.set_defaults(measure=peer)
     given = parser.parse_args()
-    os.environ.update(server.QUIET)
-    with tempfile.TemporaryDirectory() as folder, server.connected() as url:
-        os.environ["PREFECT_API_URL"] = url
-        server.wait_for(url)
-        given.measure(given, Path(folder))
+    os.environ.pop("PREFECT_API_URL", None)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["AL_HOME"] = str(Path(folder) / "home")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        with server.connected(port) as url:
+            server.wait_for(url)
+            given.measure(given, Path(folder))
 
 
 def overhead(given: argparse.Namespace, folder: Path) -> None:
@@ -213,6 +216,9 @@ def run_file(
 
 def timed(run: RunFile) -> tuple[float, list[RunRecord]]:
     """Seconds of the flow, start of the cluster and report included, and its records."""
+    from flows.benchmark import Outcome, benchmark  # reads the address of the server when it is imported
+    from flows.runners import runner_for
+
     begun = time.perf_counter()
     state = benchmark.with_options(task_runner=runner_for(run))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
