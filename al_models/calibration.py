@@ -124,6 +124,20 @@ def expected_rate(n: int, rate: float, n_new: int | None = None, confidence: flo
     return RateRange(allowed / (n + 1), float(low), float(high), confidence)
 
 
+def rejected_p_value(rejected: int, n_new: int, n: int, rate: float) -> float:
+    """Chance that a threshold of n held-out images, set at `rate`, rejects at least so many of n_new good ones.
+
+    By the law of `expected_rate`, which knows how far the threshold itself may be off. 1 when n images do not support
+    the rate, as there is no threshold then. Raises InvalidInput for more rejected images than there are.
+    """
+    if not 0 <= rejected <= n_new:
+        raise InvalidInput(f"{rejected} of {n_new} images are said to be rejected; give a count between 0 and all")
+    allowed = math.floor((n + 1) * _exact(rate))
+    if not allowed or not n_new:
+        return 1.0
+    return float(stats.betabinom(n_new, allowed, n + 1 - allowed).sf(rejected - 1))
+
+
 def p_values(calibration_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Conformal p-values float64 [m] of scores [m]: (1 + held-out scores [n] at least as high) / (n + 1).
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from hypothesis import settings
 
 from flows import server
 
@@ -46,6 +47,10 @@ _PREFECT_HOME = tempfile.TemporaryDirectory(prefix="al-prefect-")
 os.environ["PREFECT_HOME"] = _PREFECT_HOME.name
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+settings.register_profile("busy", deadline=None)  # tests share their cores: how long one takes says nothing of it
+settings.load_profile("busy")
 
 
 def pytest_unconfigure() -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from al_models.metrics import PixelCounts
 
-slowly = settings(max_examples=60, deadline=None, derandomize=True)
+slowly = settings(max_examples=60, derandomize=True)
 
 
 def counted(pairs: list[tuple[np.ndarray, np.ndarray]]) -> PixelCounts:

@@ -30,7 +30,7 @@ from al_models.calibration import (
 )
 from al_models.errors import InvalidInput, UnknownName
 
-slowly = settings(max_examples=150, deadline=None, derandomize=True)
+slowly = settings(max_examples=150, derandomize=True)
 rates = st.sampled_from([0.01, 0.05, 0.07, 0.1, 0.2, 1 / 3, 0.3, 0.5, 0.9, 0.99])
 tied_scores = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 2.0]), max_size=40)
 

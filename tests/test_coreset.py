@@ -105,7 +105,7 @@ def test_the_covering_radius_is_that_of_plain_greedy(count, block):
     assert radius(points, greedy_coreset(points, count)) <= radius(points, plain_greedy(points, count)) * (1 + 1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_points_are_chosen_greedily(data):
     n = data.draw(st.integers(1, 50), label="n")

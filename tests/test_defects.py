@@ -28,7 +28,7 @@ def coordinates(h: int = 256, w: int = 256) -> np.ndarray:
     return np.stack([y, x, np.full_like(y, 255)], axis=2).astype(np.uint8)
 
 
-@settings(max_examples=120, deadline=None, database=None, derandomize=True)
+@settings(max_examples=120, database=None, derandomize=True)
 @given(st.sampled_from(NAMES), st.integers(0, 2**32), st.integers(32, 120), st.integers(32, 120))
 def test_the_mask_is_not_empty_and_nothing_changes_outside_of_it(name: str, seed: int, h: int, w: int) -> None:
     image = noise_image(seed, h, w)
@@ -44,7 +44,7 @@ def test_the_mask_is_not_empty_and_nothing_changes_outside_of_it(name: str, seed
     assert not np.shares_memory(result, image)
 
 
-@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+@settings(max_examples=40, database=None, derandomize=True)
 @given(st.sampled_from(NAMES), st.integers(0, 2**32), st.integers(32, 80), st.integers(200, 300))
 def test_long_images_are_no_exception(name: str, seed: int, short: int, long: int) -> None:
     for shape in ((short, long), (long, short)):
@@ -208,7 +208,7 @@ def test_perlin_noise_is_what_the_definition_says() -> None:
     np.testing.assert_allclose(noise, math.sqrt(2) * expected, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None, database=None, derandomize=True)
+@settings(max_examples=25, database=None, derandomize=True)
 @given(st.integers(0, 2**32), st.integers(1, 16), st.integers(1, 16))
 def test_perlin_noise_stays_in_its_bounds_and_is_zero_on_the_lattice(seed: int, p: int, q: int) -> None:
     noise = perlin_noise((8 * p, 8 * q), (p, q), np.random.default_rng(seed))

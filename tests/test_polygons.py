@@ -53,7 +53,7 @@ def inside(outline: list[Point], x: float, y: float) -> bool:
 
 
 @given(st.integers(0, WIDTH), st.integers(0, WIDTH), st.integers(0, HEIGHT), st.integers(0, HEIGHT))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_a_rectangle_between_whole_numbers_covers_width_times_height_pixels(x0, x1, y0, y1):
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[min(y0, y1) : max(y0, y1), min(x0, x1) : max(x0, x1)] = True
@@ -66,7 +66,7 @@ def test_a_rectangle_between_whole_numbers_covers_width_times_height_pixels(x0, 
 
 # Odd sixteenths in y keep centres off the edges' ends, where either side would do.
 @given(st.lists(st.tuples(eighths, eighths.map(lambda y: y + 1 / 16)), min_size=3, max_size=7))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_a_pixel_is_covered_when_its_centre_is_inside(outline):
     mask = drawn(("polygon", outline))
     for row in range(HEIGHT):
@@ -84,7 +84,7 @@ def _distance(a: Point, b: Point, x: float, y: float) -> float:
 
 
 @given(points, points, points, points)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_two_triangles_on_either_side_of_an_edge_share_no_pixel_and_leave_none(a, b, c, d):
     """By the even-odd rule the outline a b c d is what exactly one of the triangles covers, whatever they look like."""
     one, other = drawn(("polygon", [a, b, c])), drawn(("polygon", [c, d, a]))
@@ -93,7 +93,7 @@ def test_two_triangles_on_either_side_of_an_edge_share_no_pixel_and_leave_none(a
 
 
 @given(st.lists(points, min_size=3, max_size=6), st.integers(0, 5), st.integers(0, 5))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_a_shape_moves_with_its_points(outline, right, down):
     moved = drawn(("polygon", [(x + right, y + down) for x, y in outline]), width=WIDTH + 5, height=HEIGHT + 5)
     still = drawn(("polygon", outline), width=WIDTH + 5, height=HEIGHT + 5)
@@ -101,7 +101,7 @@ def test_a_shape_moves_with_its_points(outline, right, down):
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=12), st.booleans())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_run_lengths_come_back(runs, as_union):
     """Run-length code as COCO's `rleEncode` writes it: down the columns, beginning with what is not marked."""
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)

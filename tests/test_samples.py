@@ -65,7 +65,7 @@ def test_the_mask_is_a_file_no_defect_or_unknown(sample: Sample, state: str) -> 
     assert sample.mask_state == state
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.lists(SAMPLES, max_size=5))
 def test_a_catalogue_gives_back_the_samples_it_was_given(samples: list[Sample]) -> None:
     assert from_parquet(to_parquet(samples)) == samples
