@@ -173,15 +173,16 @@ class Registry:
         """Remove all but the newest versions, those with an alias, and those that a run record points to: to the
         version, or to the outputs of the run that it came from. What interrupted writers left a week ago goes, too.
 
-        Raises Damaged, and removes nothing, when a record or the aliases cannot be read: they might point to any.
+        Raises Damaged, and removes nothing, when a record or the aliases cannot be read: they might point to any. An
+        alias that is moved meanwhile to a version that was to go keeps it, and InUse is raised.
         """
         if keep < 1:
             raise ValueError(f"keep={keep} was given; the newest version is always kept: give at least 1")
         pointed = {key for record in read_records(self.store) for key in record.keys.values()}
-        numbers, removed = self.numbers(name), []
+        aliases, numbers, removed = self.aliases(name), self.numbers(name), []
         kept = {number: f"one of the newest {keep}" for number in numbers[-keep:]}
         for number in numbers[:-keep]:
-            reason = self._why_kept(name, number, pointed)
+            reason = self._why_kept(name, number, aliases, pointed)
             if reason is None:
                 self.delete(name, number)
                 removed.append(number)
@@ -239,11 +240,10 @@ class Registry:
         write_aliases(self.store, _aliases_key(name), before, after)
         return after
 
-    def _why_kept(self, name: str, number: int, pointed: set[str]) -> str | None:
+    def _why_kept(self, name: str, number: int, aliases: Aliases, pointed: set[str]) -> str | None:
         """Why a version that is not among the newest may not go."""
-        aliases = self.aliases(name).of(number)
-        if aliases:
-            return " and ".join(aliases)
+        if aliases.of(number):
+            return " and ".join(aliases.of(number))
         try:
             outputs = self.get(name, number).lineage.outputs.values()
         except (Damaged, StoreTooNew) as error:

@@ -33,8 +33,9 @@ class Calibration:
     """At most `rate` of the good images show any pixel above it; None as above."""
     note: str | None = None
     """Why there is no threshold."""
-    realised: dict[str, float] = field(default_factory=dict)
-    """What the image threshold did to the labelled test images: rates and the ends of their 95 % intervals."""
+    realised: dict[str, Any] = field(default_factory=dict)
+    """What the image threshold did to the labelled test images: `false_reject_rate` and `miss_rate`, and of each the
+    95 % interval, `..._interval`."""
 
 
 @dataclass(frozen=True)
