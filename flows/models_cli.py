@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.terminal import StoreOption, console, opened, percent
 
@@ -34,9 +35,11 @@ ModelArgument = Annotated[
 
 @models_app.command("list")
 def list_models(store: StoreOption = "al-store") -> None:
-    """List all versions: method, aliases, metrics, when they were added."""
+    """List all versions: aliases, method, metrics, when they were added."""
     registry = _registry(store)
-    table = Table("version", "aliases", "method", "image AUROC", "pixel AUROC", "PRO", "fitted on", "added", box=None)
+    version_column = Column("version", no_wrap=True)  # to be copied into the next command
+    heads = ("aliases", "method", "image AUROC", "pixel AUROC", "PRO", "added")
+    table = Table(version_column, *heads, box=None)
     for name in registry.names():
         aliases = registry.aliases(name)
         readable = {version.number: version for version in registry.versions(name)}
@@ -44,11 +47,10 @@ def list_models(store: StoreOption = "al-store") -> None:
             row = [f"{name}@{number}", ", ".join(aliases.of(number))]
             version = readable.get(number)
             if version is None:
-                table.add_row(*row, "cannot be read: see `al models show`")
+                table.add_row(*row, "unreadable")  # `show` says why
                 continue
             figures = [percent(version.metrics.get(metric)) for metric in ("image_auroc", "pixel_auroc", "pro")]
-            images = f"{len(version.lineage.fitted_on)} images"
-            table.add_row(*row, version.method, *figures, images, version.created)
+            table.add_row(*row, version.method, *figures, version.created[:10])
     console.print(table)
 
 
@@ -62,14 +64,14 @@ def show_model(name: ModelArgument, store: StoreOption = "al-store") -> None:
     aliases = registry.aliases(version.name)
     _print(f"{version.name}: {_said(aliases.points)}")
     for switch in aliases.history[-_SWITCHES_SHOWN:]:
-        _print(f"{switch.when}  {switch.change} by {switch.who}: {switch.why}  ({_said(switch.points)})")
+        _print(f"{switch.when[:19]}  {switch.change} by {switch.who}: {switch.why}  ({_said(switch.points)})")
     _print("")
     _print(registry.read(version, CARD).decode())
 
 
 @models_app.command("register")
 def register_model(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Data set/category.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Data set/category.")] = None,
     method: Annotated[str | None, typer.Option(help="Only of this method.")] = None,
     record: Annotated[str | None, typer.Option(help="Only this cell: the `cell` of `al records --json`.")] = None,
     why: Annotated[str, typer.Option(help="Kept with the switch of the challenger.")] = "registered",
@@ -78,11 +80,11 @@ def register_model(
     """Keep the model of a finished cell of a benchmark as a new version, the challenger."""
     from storage.records import read_records
 
-    found = opened(store)
-    chosen = _the_one(list(read_records(found)), name, method, record)
-    from tasks.register import register
+    with _changed(store) as registry:
+        chosen = _the_one(list(read_records(registry.store)), name, method, record)
+        from tasks.register import register
 
-    _print(f"{register.fn(found.url, chosen.key(), _who(), why)} is kept; see `al models list`")
+        _print(f"{register.fn(registry.store.url, chosen.key(), _who(), why)} is kept; see `al models list`")
 
 
 @models_app.command("promote")
@@ -92,10 +94,9 @@ def promote_model(
     store: StoreOption = "al-store",
 ) -> None:
     """Put a version into use: it becomes the champion, and the champion the previous version, in one write."""
-    registry = _registry(store)
-    version = registry.resolve(name)
-    aliases = registry.promote(version, who=_who(), why=why)
-    _print(f"{version.name}: {_said(aliases.points)}")
+    with _changed(store) as registry:
+        version = registry.resolve(name)
+        _print(f"{version.name}: {_said(registry.promote(version, who=_who(), why=why).points)}")
 
 
 @models_app.command("rollback")
@@ -105,8 +106,8 @@ def roll_back_model(
     store: StoreOption = "al-store",
 ) -> None:
     """Put the previous version into use again; a second rollback takes the first back."""
-    aliases = _registry(store).rollback(name, who=_who(), why=why)
-    _print(f"{name}: {_said(aliases.points)}")
+    with _changed(store) as registry:
+        _print(f"{name}: {_said(registry.rollback(name, who=_who(), why=why).points)}")
 
 
 @models_app.command("export")
@@ -125,37 +126,51 @@ def export_model(
 @models_app.command("delete")
 def delete_model(name: VersionArgument, store: StoreOption = "al-store") -> None:
     """Remove a version; one that an alias points to is refused."""
-    registry = _registry(store)
-    model, number = registry.locate(name)
-    registry.delete(model, number)
-    _print(f"{model}@{number} is removed")
+    with _changed(store) as registry:
+        model, number = registry.locate(name)
+        registry.delete(model, number)
+        _print(f"{model}@{number} is removed")
 
 
 @models_app.command("collect")
 def collect_models(
     keep: Annotated[int, typer.Option(min=1, help="Newest versions to keep of each model.")],
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this model.")] = None,
     store: StoreOption = "al-store",
 ) -> None:
     """Remove old versions: all but the newest, those with an alias, and those that a run record points to."""
     from storage.errors import NotInStore, nearest
 
-    registry = _registry(store)
-    names = registry.names()
-    if name is not None and name not in names:
-        raise NotInStore(f"no model {name!r} in the registry of {store}; {nearest(name, names)}")
-    for each in names if name is None else [name]:
-        done = registry.collect(each, keep)
-        for number in done.removed:
-            _print(f"{each}@{number} is removed")
-        for number, reason in done.kept.items():
-            _print(f"{each}@{number} is kept: {reason}")
+    with _changed(store) as registry:
+        names = registry.names()
+        if name is not None and name not in names:
+            raise NotInStore(f"no model {name!r} in the registry of {store}; {nearest(name, names)}")
+        for each in names if name is None else [name]:
+            done = registry.collect(each, keep)
+            for number in done.removed:
+                _print(f"{each}@{number} is removed")
+            for number, reason in done.kept.items():
+                _print(f"{each}@{number} is kept: {reason}")
 
 
 def _registry(url: str) -> Registry:
     from storage.models import Registry
 
     return Registry(opened(url))
+
+
+@contextmanager
+def _changed(url: str) -> Iterator[Registry]:
+    """The registry, to be written. Raises NotStorable when the store cannot be."""
+    from al_models.errors import ModelsError
+    from storage.errors import NotStorable, StorageError
+
+    try:
+        yield _registry(url)
+    except OSError as error:
+        if isinstance(error, StorageError | ModelsError):  # some of which are OSErrors, too
+            raise
+        raise NotStorable(f"{url} cannot be written: {error}; see to its permissions and its space") from error
 
 
 def _the_one(records: Sequence[RunRecord], name: str | None, method: str | None, cell: str | None) -> RunRecord:

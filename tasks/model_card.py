@@ -63,17 +63,21 @@ def _thresholds(version: ModelVersion) -> str:
         return f"None: {escaped(asked.note or 'there were too few held-out images')}."
     text = (
         f"Asked for: at most {percent(asked.rate)} % of good parts rejected. Set on {_images(asked.images)} held out, "
-        "by conformal order statistics: if new good images are drawn like these, a new one is rejected with at most "
-        "this probability, on average over held-out sets. No such promise is made about defects."
+        "by conformal order statistics: a new good image drawn like these is rejected with at most this probability, "
+        "and with at most this probability shows any pixel above the threshold of the map; both on average over "
+        "held-out sets. No such promise is made about defects."
     )
     pixel = ABSENT if asked.pixel is None else f"{asked.pixel:.6g}"
-    values = {"score above which an image is rejected": f"{asked.image:.6g}", "map value above which a pixel is": pixel}
+    values = {
+        "score above which an image is rejected": f"{asked.image:.6g}",
+        "map value above which a pixel is marked": pixel,
+    }
     return f"{text}\n\n{_table(values)}{_realised(asked.realised)}"
 
 
 def _realised(realised: Mapping[str, Any]) -> str:
     did = []
-    for rate, what in (("false_reject", "of the good test images were rejected"), ("miss", "of the defects missed")):
+    for rate, what in (("false_reject", "of the good were rejected"), ("miss", "of the defective were missed")):
         if f"{rate}_rate" in realised:
             low, high = realised[f"{rate}_interval"]
             share = percent(realised[f"{rate}_rate"])
@@ -137,10 +141,13 @@ From this folder, as `al models export {version.label} --to FOLDER` writes it:
 
 ```python
 import json
+from pathlib import Path
+
 import safetensors.numpy
+
 from al_models import create
 
-version = json.load(open("version.json", encoding="utf-8"))
+version = json.loads(Path("version.json").read_text(encoding="utf-8"))
 detector = create(version["method"], **version["params"])
 detector.load_state(safetensors.numpy.load_file("state.safetensors"))
 prediction = detector.predict(images)  # uint8 arrays [n, h, w, 3], or paths

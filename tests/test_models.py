@@ -75,7 +75,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
 def test_a_version_comes_back_as_added(anywhere: Registry) -> None:
     registry = anywhere
     added = put(registry, 7)
-    assert (added.label, added.number) == (f"{GRID}@1", 1)
+    assert (added.label, added.key, added.number) == (f"{GRID}@1", f"registry/{GRID}/1", 1)
     assert replace(added, number=0, files={}, created="") == made(7)
     assert registry.get(GRID, 1) == added == registry.resolve(f"{GRID}@1")
     assert registry.read(added, STATE) == b"\x07" * 10
@@ -462,6 +462,38 @@ def test_what_an_alias_points_to_is_not_deleted(anywhere: Registry) -> None:
     assert registry.numbers(GRID) == [2, 3, 4]
 
 
+@pytest.mark.parametrize("first", ["the deletion", "the switch"])
+def test_of_a_deletion_and_a_switch_at_once_one_gives_way(
+    first: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = put(registry, 1), put(registry, 2)
+    registry.promote(one, **WHY)
+    write, delete = models.write_aliases, Store.delete
+    if first == "the deletion":  # it ends after the version was verified, before the aliases are written
+
+        def write_aliases(*args: Any) -> None:
+            monkeypatch.setattr(models, "write_aliases", write)
+            registry.delete(GRID, 2)
+            write(*args)
+
+        monkeypatch.setattr(models, "write_aliases", write_aliases)
+        with pytest.raises(Conflict, match="mvtec_ad/grid@2 was removed at the same time; the aliases are what they"):
+            registry.promote(two, **WHY)
+        assert registry.aliases(GRID).points == {"champion": 1}
+    else:  # the aliases are written after they were looked at, before the version is gone
+
+        def delete_manifest(*args: Any) -> None:
+            monkeypatch.setattr(Store, "delete", delete)
+            registry.promote(two, **WHY)
+            delete(*args)
+
+        monkeypatch.setattr(Store, "delete", delete_manifest)
+        with pytest.raises(InUse, match="mvtec_ad/grid@2 is champion"):
+            registry.delete(GRID, 2)
+        assert registry.resolve(GRID) == two
+        assert registry.read(two, STATE) == b"\x02" * 10
+
+
 def test_a_deleted_version_leaves_nothing_but_its_number(registry: Registry) -> None:
     put(registry)
     registry.delete(GRID, 1)
@@ -524,6 +556,8 @@ def test_nothing_is_collected_where_a_record_or_a_version_cannot_be_read(registr
     put(registry, 1)
     state = registry.store.get(f"registry/{GRID}/1").folder
     registry.store.write_bytes(f"{state}/version.json", b"{}")
+    assert "cannot be read, so nobody knows what points to it" in registry.collect(GRID, 1).kept[1]
+    registry.store.write_json(f"registry/{GRID}/1/manifest.json", {})
     assert "cannot be read, so nobody knows what points to it" in registry.collect(GRID, 1).kept[1]
     registry.store.write_bytes("records/mvtec_ad/grid/padim/0.json", b"{")
     put(registry, 2)

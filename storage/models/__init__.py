@@ -25,13 +25,12 @@ from pathlib import Path
 
 from storage.errors import Conflict, Damaged, InUse, NotInStore, NotStorable, StoreTooNew, nearest
 from storage.models.aliases import ALIASES, Aliases, crowned, read_aliases, write_aliases
-from storage.models.versions import ModelVersion, version_bytes, version_from
+from storage.models.versions import ROOT, ModelVersion, version_bytes, version_from, version_key
 from storage.records import read_records
 from storage.store import Artifact, Store
 
 CARD = "MODEL_CARD.md"
 _VERSION = "version.json"
-_ROOT = "registry"
 _CLAIMS = "claims"
 _TRIES = 50
 _FIX = "restore it from a copy, or delete the version and register a run again"
@@ -54,8 +53,8 @@ class Registry:
 
     def names(self) -> list[str]:
         """The models that have a version, sorted."""
-        found = re.compile(rf"{_ROOT}/(.+)/\d+/manifest\.json")
-        return sorted({match[1] for key in self.store.list(_ROOT) if (match := found.fullmatch(key))})
+        found = re.compile(rf"{ROOT}/(.+)/\d+/manifest\.json")
+        return sorted({match[1] for key in self.store.list(ROOT) if (match := found.fullmatch(key))})
 
     def numbers(self, name: str) -> list[int]:
         """The numbers of a model's versions, rising; only whole versions count."""
@@ -120,19 +119,19 @@ class Registry:
         sums = {file: _sum(data) for file, data in files.items()}
         version = replace(version, number=number, created=created, files=sums)
         texts = {_VERSION: version_bytes(version), CARD: card(version).encode()}
-        with self.store.draft(_key(version.name, number)) as draft:
+        with self.store.draft(version_key(version.name, number)) as draft:
             for file, data in (*files.items(), *texts.items()):
                 self.store.write_bytes(f"{draft.folder}/{file}", data)
             draft.commit({"sha256": {file: _sum(data) for file, data in texts.items()}})
         return version
 
     def challenge(self, version: ModelVersion, *, who: str, why: str) -> Aliases:
-        """Make a version the challenger; the champion stays what it is, also as its own challenger. Raises Conflict."""
+        """Make a version the challenger, unless it is the champion. Raises as `promote`."""
         before = self.aliases(version.name)
         if before.points.get("champion") == version.number:
             return before
-        points = before.points | {"challenger": version.number}
-        return self._switch(version.name, before, before.switched(points, "challenge", who, why))
+        after = before.switched(before.points | {"challenger": version.number}, "challenge", who, why)
+        return self._switch(version.name, version.number, before, after)
 
     def promote(self, version: ModelVersion, *, who: str, why: str, revision: int | None = None) -> Aliases:
         """Make a version the champion, and the champion the previous one; nothing when it is champion already.
@@ -148,24 +147,30 @@ class Registry:
             )
         if before.points.get("champion") == version.number:
             return before
-        return self._crown(version.name, version.number, before, "promote", who, why)
+        after = before.switched(crowned(before.points, version.number), "promote", who, why)
+        return self._switch(version.name, version.number, before, after)
 
     def rollback(self, name: str, *, who: str, why: str) -> Aliases:
         """Make the previous version the champion again, and the champion the previous one: a second rollback takes the
         first back. Raises NotInStore when there is no previous version, else as `promote`."""
         before = self.aliases(name)
         name, number = self.locate(f"{name}@previous")
-        return self._crown(name, number, before, "rollback", who, why)
+        after = before.switched(crowned(before.points, number), "rollback", who, why)
+        return self._switch(name, number, before, after)
 
     def delete(self, name: str, number: int) -> None:
         """Remove a version, damaged or not; its number is not given again. Raises InUse when an alias points to it."""
         if number not in self.numbers(name):
             raise self._missing(name, number)
-        aliases = self.aliases(name).of(number)
-        if aliases:
-            raise InUse(f"{name}@{number} is {' and '.join(aliases)}; promote another version, then delete it")
-        key = _key(name, number)
-        self.store.delete(f"{key}/manifest.json")  # first: from here on nobody sees it, and half of it does no harm
+        self._check_unused(name, number)
+        key = version_key(name, number)
+        manifest = self.store.read_bytes(f"{key}/manifest.json")
+        self.store.delete(f"{key}/manifest.json")  # from here on nobody sees it
+        try:
+            self._check_unused(name, number)
+        except InUse:  # since a moment ago
+            self.store.write_bytes(f"{key}/manifest.json", manifest)
+            raise
         for folder in {rest.split("/")[0] for found, rest in self._below(name) if found == number} - {_CLAIMS}:
             self.store.delete(f"{key}/{folder}")
 
@@ -188,8 +193,8 @@ class Registry:
                 removed.append(number)
             else:
                 kept[number] = reason
-        for number in {number for number, _ in self._below(name)}:
-            self.store.sweep(_key(name, number))
+        for number in {number for number, _ in self._below(name)} - set(numbers):
+            self.store.sweep(version_key(name, number))
         return Collected(removed, dict(sorted(kept.items())))
 
     def export(self, version: ModelVersion, folder: str | Path) -> None:
@@ -221,7 +226,7 @@ class Registry:
         """
         for attempt in range(_TRIES):
             number = max((number for number, _ in self._below(name)), default=0) + 1
-            claims = f"{_key(name, number)}/{_CLAIMS}"
+            claims = f"{version_key(name, number)}/{_CLAIMS}"
             mine = f"{claims}/{uuid.uuid4().hex}"
             self.store.write_bytes(mine, b"claimed")
             if self.store.list(claims) == [mine]:
@@ -230,15 +235,21 @@ class Registry:
             time.sleep(secrets.randbelow(1000) / 1000 * min(2.0, 0.02 * 2**attempt))
         raise Conflict(f"{name} got no version number in {_TRIES} attempts, so many add versions; try again later")
 
-    def _crown(self, name: str, number: int, before: Aliases, change: str, who: str, why: str) -> Aliases:
-        version = self.get(name, number)
-        for file in version.files:  # nothing may be champion that cannot be loaded
+    def _switch(self, name: str, number: int, before: Aliases, after: Aliases) -> Aliases:
+        """Write the aliases after a switch to this version, which must be whole then and there."""
+        version, key = self.get(name, number), _aliases_key(name)
+        for file in version.files:  # nothing may be in use that cannot be loaded
             self.read(version, file)
-        return self._switch(name, before, before.switched(crowned(before.points, number), change, who, why))
-
-    def _switch(self, name: str, before: Aliases, after: Aliases) -> Aliases:
-        write_aliases(self.store, _aliases_key(name), before, after)
+        write_aliases(self.store, key, before, after)
+        if number not in self.numbers(name):  # `delete` looks at the aliases last, so one of the two notices the other
+            write_aliases(self.store, key, after, after.switched(before.points, "undo", "al", f"{number} was removed"))
+            raise Conflict(f"{version.label} was removed at the same time; the aliases are what they were")
         return after
+
+    def _check_unused(self, name: str, number: int) -> None:
+        aliases = self.aliases(name).of(number)
+        if aliases:
+            raise InUse(f"{name}@{number} is {' and '.join(aliases)}; promote another version, then delete it")
 
     def _why_kept(self, name: str, number: int, aliases: Aliases, pointed: set[str]) -> str | None:
         """Why a version that is not among the newest may not go."""
@@ -248,19 +259,19 @@ class Registry:
             outputs = self.get(name, number).lineage.outputs.values()
         except (Damaged, StoreTooNew) as error:
             return f"cannot be read, so nobody knows what points to it ({error})"
-        return None if pointed.isdisjoint({_key(name, number), *outputs}) else "a run record points to it"
+        return None if pointed.isdisjoint({version_key(name, number), *outputs}) else "a run record points to it"
 
     def _below(self, name: str) -> list[tuple[int, str]]:
         """(number, key within its folder) of everything that is kept under a model's numbers."""
-        found = re.compile(rf"{re.escape(f'{_ROOT}/{name}')}/(\d+)/(.+)")
-        return [(int(m[1]), m[2]) for key in self.store.list(f"{_ROOT}/{name}") if (m := found.fullmatch(key))]
+        found = re.compile(rf"{re.escape(f'{ROOT}/{name}')}/(\d+)/(.+)")
+        return [(int(m[1]), m[2]) for key in self.store.list(f"{ROOT}/{name}") if (m := found.fullmatch(key))]
 
     def _missing(self, name: str, number: int) -> NotInStore:
         known = ", ".join(map(str, self.numbers(name))) or "none"
         return NotInStore(f"{name}@{number} is not in the registry of {self.store.url}; versions of {name}: {known}")
 
     def _whole(self, name: str, number: int) -> Artifact:
-        found = self.store.find(_key(name, number))
+        found = self.store.find(version_key(name, number))
         if found is None:
             raise self._missing(name, number)
         return found
@@ -285,12 +296,8 @@ class Registry:
         return data
 
 
-def _key(name: str, number: int) -> str:
-    return f"{_ROOT}/{name}/{number}"
-
-
 def _aliases_key(name: str) -> str:
-    return f"{_ROOT}/{name}/aliases.json"
+    return f"{ROOT}/{name}/aliases.json"
 
 
 def _sum(data: bytes) -> str:

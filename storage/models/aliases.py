@@ -22,7 +22,7 @@ class Switch:
 
     revision: int
     change: str
-    """`challenge`, `promote` or `rollback`."""
+    """`challenge`, `promote`, `rollback`, or `undo` of a switch to a version that was removed at the same time."""
     when: str
     """UTC time, ISO 8601."""
     who: str

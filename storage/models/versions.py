@@ -12,6 +12,7 @@ from storage.store import json_bytes
 
 FORMAT = 1
 """Of versions and aliases."""
+ROOT = "registry"
 STATE = "state.safetensors"
 """File of a version: what the detector learned, as plain arrays."""
 HELD_OUT = "held_out.safetensors"
@@ -106,9 +107,19 @@ class ModelVersion:
         return f"{self.dataset}/{self.category}"
 
     @property
+    def key(self) -> str:
+        """Where it lies in a store. While a run record has this among its `keys`, the version is not collected."""
+        return version_key(self.name, self.number)
+
+    @property
     def label(self) -> str:
         """`mvtec_ad/grid@3`."""
         return f"{self.name}@{self.number}"
+
+
+def version_key(name: str, number: int) -> str:
+    """Where a version of a model lies in a store."""
+    return f"{ROOT}/{name}/{number}"
 
 
 def version_bytes(version: ModelVersion) -> bytes:
