@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from flows.models_cli import models_app
+from flows.terminal import StoreOption, console, errors, opened, percent
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,13 +32,11 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(add_completion=False)
 app.add_typer(datasets_app, name="datasets")
-console = Console(markup=False, emoji=False)  # what stands in brackets is a reason or a path, never a colour
-errors = Console(stderr=True, emoji=False)
+app.add_typer(models_app, name="models")
 
 _SHOWN = ("image_auroc", "pixel_auroc", "pro", "iou_max")
 """Metrics of the table in the terminal; the report has all."""
 
-StoreOption = Annotated[str, typer.Option(help="Folder or URL (s3://...) where outputs are kept and found again.")]
 ReportOption = Annotated[str, typer.Option(help="Folder the report is written to.")]
 
 
@@ -220,14 +220,14 @@ def records(
     """Show what ran and how it ended."""
     from storage.records import read_records
 
-    found = list(read_records(_opened(store)))
+    found = list(read_records(opened(store)))
     if as_json:
         for record in found:
             print(json.dumps(asdict(record), sort_keys=True))
         return
     table = Table("data set", "category", "method", "seed", "status", "image AUROC", "pixel AUROC", "PRO", box=None)
     for record in found:
-        figures = [_percent(record.metrics.get(name)) for name in ("image_auroc", "pixel_auroc", "pro")]
+        figures = [percent(record.metrics.get(name)) for name in ("image_auroc", "pixel_auroc", "pro")]
         status = record.status if record.reason is None else f"{record.status}: {record.reason}"
         table.add_row(record.dataset, record.category, record.method, str(record.seed), status, *figures)
     console.print(table)
@@ -238,7 +238,7 @@ def report_command(store: StoreOption = "al-store", report: ReportOption = "al-r
     """Write the report of everything in a store."""
     from tasks.report import report as write
 
-    console.print(f"report: {write.fn(_opened(store).url, report)}", soft_wrap=True, highlight=False)
+    console.print(f"report: {write.fn(opened(store).url, report)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -320,7 +320,7 @@ def _show(outcome: Outcome) -> None:
     names = [name for name in _SHOWN if name in found.metrics]
     table = Table("rank", "method", *(METRICS[name] for name in names), "seconds", "peak MB", box=None)
     for row in found.rows:
-        figures = [_percent(row.values[name].mean if name in row.values else None) for name in names]
+        figures = [percent(row.values[name].mean if name in row.values else None) for name in names]
         cost = ["–" if value is None else f"{value:.0f}" for value in (row.seconds, row.peak_memory_mb)]
         table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *figures, *cost)
     console.print(table)
@@ -329,17 +329,6 @@ def _show(outcome: Outcome) -> None:
             cell = f"{record.method} {record.dataset}/{record.category}: {record.reason}"
             errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
-
-
-def _opened(url: str) -> Any:
-    from storage.errors import NotInStore
-    from storage.store import Store
-
-    store = Store(url)
-    if not store.list("store.json") and not store.list("records"):
-        raise NotInStore(f"{url} is not a store; give the folder that `al benchmark --store` wrote to")
-    store.check_format()
-    return store
 
 
 def _checked(model: type[_Model], values: dict[str, Any]) -> _Model:
@@ -421,10 +410,6 @@ def _json_or_text(value: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError:
         return value
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class StorageError(Exception):
     """Anything `storage` refuses."""
@@ -34,9 +37,24 @@ class Damaged(StorageError, RuntimeError):
     """Stored bytes that do not match their checksum or schema."""
 
 
+class InUse(StorageError, ValueError):
+    """What may not be removed or overwritten."""
+
+
+class Conflict(StorageError, RuntimeError):
+    """What another process changed at the same time."""
+
+
 class MaskError(StorageError, ValueError):
     """A mask that cannot be read."""
 
 
 class DownloadError(StorageError, RuntimeError):
     """A file of a data set that could not be fetched, or is not what was published, or may not be unpacked."""
+
+
+def nearest(given: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known names, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DatasetError, OutsideRoot
+from storage.errors import DatasetError, OutsideRoot, nearest
 from storage.samples import Sample
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -90,10 +89,7 @@ def counts_of(rows: Mapping[str, Sequence[int]], *names: str) -> dict[str, dict[
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> DatasetError:
     """A DatasetError that names the nearest known names, or all of them when none is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-    return DatasetError(f"unknown {kind} {given!r}; {hint}")
+    return DatasetError(f"unknown {kind} {given!r}; {nearest(given, known)}")
 
 
 def choose(categories: Sequence[str] | None, known: Collection[str]) -> list[str]:

@@ -147,12 +147,7 @@ class Store:
 
     def write_json(self, key: str, value: Any) -> None:
         """Replace the key's value, whole or not at all. Raises NotStorable for a value that JSON cannot hold."""
-        try:
-            data = json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            problem = _not_finite(value) or str(error)
-            raise NotStorable(f"{key} cannot be written: {problem}; {_FIX_VALUE}") from error
-        self.write_bytes(key, data)
+        self.write_bytes(key, json_bytes(key, value))
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a prefix, sorted; files being written are not among them."""
@@ -191,7 +186,7 @@ class Store:
     @contextmanager
     def draft(self, key: str) -> Iterator[Draft]:
         """A folder to write an output in; removed when the block ends without `commit`."""
-        self._sweep(key)
+        self.sweep(key)
         draft = Draft(self, key, f"{key}/{int(time.time())}-{uuid.uuid4().hex[:8]}")
         try:
             yield draft
@@ -228,7 +223,7 @@ class Store:
         protocol = self.url.split("://")[0]
         return FsspecStore.from_url(f"{protocol}://{self.path(key).lstrip('/')}", storage_options=self._fs_options)
 
-    def _sweep(self, key: str) -> None:
+    def sweep(self, key: str) -> None:
         """Remove what writers that died a week ago left under a key; what cannot be removed harms nobody."""
         with suppress(OSError):
             kept = self.find(key)
@@ -238,6 +233,15 @@ class Store:
                 old = begun is not None and time.time() - int(begun[1]) > ABANDONED_AFTER_S
                 if old and (kept is None or kept.folder != folder):
                     self.delete(folder)
+
+
+def json_bytes(what: str, value: Any) -> bytes:
+    """A value as it is stored. Raises NotStorable for one that JSON cannot hold."""
+    try:
+        return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        problem = _not_finite(value) or str(error)
+        raise NotStorable(f"{what} cannot be written: {problem}; {_FIX_VALUE}") from error
 
 
 def _not_finite(value: Any, *at: str) -> str | None:

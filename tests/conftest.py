@@ -1,8 +1,10 @@
-"""What the tests of flows share: one real Prefect server a session, small data, and the command as a user runs it."""
+"""What tests share: one real Prefect server a session, small data, an S3 server, and the command as a user runs it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -111,6 +113,40 @@ def al(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Co
         return code, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """URL of a bucket on a local S3 server, which the environment leads to, as it would to Amazon's."""
+    s3fs = pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print a line a request
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("NO_PROXY", host)
+        patch.delenv("AWS_PROFILE", raising=False)
+        patch.delenv("AWS_SESSION_TOKEN", raising=False)
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+        _disconnect(s3fs.S3FileSystem)
+    server.stop()
+
+
+def _disconnect(kind: Any) -> None:
+    """Close what s3fs and zarr leave open until the process ends; else its garbage warns in some later test."""
+    from zarr.core.sync import _get_loop as zarr_loop
+
+    for fs in kind._cache.values():
+        if fs._s3 is not None:
+            loop = zarr_loop() if fs.asynchronous else fs.loop
+            asyncio.run_coroutine_threadsafe(fs._s3.close(), loop).result(timeout=10)
+    kind.clear_instance_cache()
 
 
 def eventually(true: Callable[[], object], within: float, every: float = 0.05) -> bool:

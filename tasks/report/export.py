@@ -54,7 +54,7 @@ def results_markdown(
     """The answer, the ranking, the tables by category, which differences are certain and the failures, for reading
     without a browser."""
     columns = columns_of(records)
-    parts = ["# Anomaly localization: results", _escaped(" ".join([answer, *support])), "## Ranking"]
+    parts = ["# Anomaly localization: results", escaped(" ".join([answer, *support])), "## Ranking"]
     parts.append(result_table_markdown(records))
     for metric in BY_CATEGORY:
         rows = per_category(records, metric)
@@ -65,7 +65,7 @@ def results_markdown(
     failed = [record for record in records if record.status == "failed"]
     if failed:
         rows_failed = [[r.method, "/".join(column_of(r)), str(r.seed), r.reason or ABSENT] for r in failed]
-        parts += ["## Failed", _markdown(["method", "category", "seed", "reason"], rows_failed)]
+        parts += ["## Failed", markdown_table(["method", "category", "seed", "reason"], rows_failed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,7 +77,7 @@ def _contests_markdown(contests: Mapping[Column, Sequence[Contest]], columns: Se
         for column, found in contests.items()
         for one in found
     ]
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def result_table_markdown(records: Sequence[RunRecord]) -> str:
@@ -93,7 +93,7 @@ def result_table_markdown(records: Sequence[RunRecord]) -> str:
         rank = ABSENT if row.rank is None else f"{row.rank:.2f}"
         cost = [_number(row.seconds, "{:.1f}"), _number(row.peak_memory_mb, "{:.0f}"), str(row.failed_cells)]
         rows.append([rank, row.variant.name, f"{row.finished} of {len(found.columns)}", *metrics, *cost])
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _category_markdown(rows: Sequence[CategoryRow], columns: Sequence[Column]) -> str:
@@ -107,7 +107,7 @@ def _category_markdown(rows: Sequence[CategoryRow], columns: Sequence[Column]) -
         if row.has_published:
             printed = [_number(value, "{:.1f}") for value in [*row.published, row.published_mean]]
             lines.append([f"{row.variant.method}, published, full data, other backbones", *printed])
-    return _markdown(["method", *(column_name(c, columns) for c in columns), "mean"], lines)
+    return markdown_table(["method", *(column_name(c, columns) for c in columns), "mean"], lines)
 
 
 def _value(value: Value | None) -> str:
@@ -130,13 +130,13 @@ def _bold(text: str, bold: bool) -> str:
     return f"**{text}**" if bold else text
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(_escaped, head)) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(escaped, head)) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     return "\n".join(lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Names come from folders: they must neither break the table nor become HTML where Markdown is rendered."""
     for given, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
         text = text.replace(given, safe)
