@@ -132,8 +132,9 @@ def bucket() -> Iterator[str]:
         patch.setenv("NO_PROXY", host)
         patch.delenv("AWS_PROFILE", raising=False)
         patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield "s3://bucket"
+        bucket = f"bucket-{port}"  # what one server holds, the next of the same process finds
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}"
         _disconnect(s3fs.S3FileSystem)
     server.stop()
 
