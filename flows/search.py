@@ -31,7 +31,7 @@ FOLDER = "search-data"
 STORE = "search"
 """In the store: the outputs and records of the trials, so that nobody takes them for results on real defects."""
 _ALWAYS = {"not_empty", "readable", "one_label", "unique_in_split", "mask_size", "enough_training_images"}
-_JUDGED: dict[str, Severity] = {rule: "off" for rule in DEFAULTS if rule not in _ALWAYS}
+JUDGED: dict[str, Severity] = {rule: "off" for rule in DEFAULTS if rule not in _ALWAYS}
 """The images were accepted by the run's own rules; nothing may set them aside for what was drawn into them."""
 
 
@@ -95,7 +95,7 @@ def search(run: RunFile) -> State[Outcome]:
         tried = _Tried(run, watch)
         searched = [Searched(each, tried.scores(each, its)) for each, its in zip(run.search, data, strict=True)]
         outcome = _written(run, searched, unusable)
-        watch.table([row for each in searched for row in each.rows()], f"trials, best first; all: {outcome.table}")
+        watch.trials([row for each in searched for row in each.rows()], outcome.table)
     if outcome.run_file is None:
         return Failed(data=outcome, message=f"no trial of a search came through; see {outcome.table}")
     if run.methods:
@@ -187,7 +187,7 @@ class _Tried:
         return found
 
     def _run(self, data: Sequence[DataSource], methods: Sequence[MethodRun], share: float) -> _RungRun:
-        validation = self.run.validation.model_copy(update={"rules": _JUDGED})
+        validation = self.run.validation.model_copy(update={"rules": JUDGED})
         values = dict(self.run) | {"data": list(data), "methods": list(methods), "search": []}
         return _RungRun(**values | {"store": self.store.url, "validation": validation, "train_share": share})
 

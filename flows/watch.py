@@ -157,10 +157,10 @@ class Watch:
             description=f"{what}: {record.method} on {record.dataset}/{record.category}, seed {record.seed}",
         )
 
-    def table(self, rows: Sequence[dict[str, Any]], description: str) -> None:
-        """All is done, and this came out."""
+    def trials(self, rows: Sequence[dict[str, Any]], path: str) -> None:
+        """All is done, and so the trials did; `path` has more of them."""
         self._tell(1.0)
-        create_table_artifact(list(rows), key=self.name, description=description)
+        create_table_artifact(list(rows), key="trials", description=f"trials, best first; every rung: {path}")
 
     def report(self, path: str, records: Sequence[RunRecord] = ()) -> None:
         """The report is written, and so all is done."""

@@ -172,7 +172,8 @@ def _write(root: Path, validated: Validated, split: Split, seed: int) -> int:
     category = root / validated.name.replace("/", ".")
     images = sum(len(names) for names in split.as_names().values())
     progress, done, files = Progress(f"hold out {validated.name}"), 0, 1
-    read = _Reader(validated)
+    listed = Store(validated.category.store).get(validated.category.catalogue)
+    read = Reader(Path(validated.category.root), listed.meta["folders"])
     for samples, place in ((split.learned, "train"), (split.calibration, "validation"), (split.good, "test")):
         for sample in samples:
             name, data = read.unchanged(sample)
@@ -189,13 +190,12 @@ def _write(root: Path, validated: Validated, split: Split, seed: int) -> int:
     return files
 
 
-class _Reader:
+@dataclass(frozen=True)
+class Reader:
     """Images of a category as they were hashed."""
 
-    def __init__(self, validated: Validated) -> None:
-        """Nothing is read yet."""
-        self.root = Path(validated.category.root)
-        self.folders = Store(validated.category.store).get(validated.category.catalogue).meta["folders"]
+    root: Path
+    folders: Sequence[str] = (".",)
 
     def unchanged(self, sample: Sample) -> tuple[str, bytes]:
         """A name and the file's own bytes; of a sample that is a box of a file, that box."""
