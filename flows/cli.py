@@ -366,7 +366,12 @@ def _show_search(outcome: Chosen) -> None:
         for row in rows:
             table.add_row(*(str(row[name]) for name in shown))
             if row["failed"]:
-                errors.print("[red]failed:[/red]", escape(f"{row['parameters']}: {row['failed']}"), highlight=False)
+                errors.print(
+                    "[red]failed:[/red]",
+                    escape(f"{row['parameters']}: {row['failed']}"),
+                    highlight=False,
+                    soft_wrap=True,
+                )
         console.print(table)
     for name, reason in outcome.unusable.items():
         errors.print("[red]not searched on:[/red]", escape(f"{name}: {reason}"), highlight=False, soft_wrap=True)

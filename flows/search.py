@@ -11,6 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
+from al_models.registry import create
 from flows.benchmark import Outcome as Compared
 from flows.benchmark import compare
 from flows.category import CategorySteps, Steps, first_failure, listed
@@ -205,11 +206,13 @@ def _written(run: RunFile, searched: list[Searched], unusable: dict[str, str]) -
 
 
 def _with_chosen(run: RunFile, searched: Sequence[Searched]) -> RunFile:
-    """A benchmark of the run's methods and what was chosen, each once."""
+    """A benchmark of the run's methods and what was chosen; of equal parameters, the first."""
     chosen = [each.chosen for each in searched if each.chosen is not None]
-    methods = [*run.methods, *chosen]
-    kept = [method for place, method in enumerate(methods) if method not in methods[:place]]
-    return run.model_copy(update={"methods": kept, "search": []})
+    methods: dict[str, MethodRun] = {}
+    for method in [*run.methods, *chosen]:
+        params = create(method.name, **method.params).params()
+        methods.setdefault(f"{method.name} {json.dumps(params, sort_keys=True)}", method)
+    return run.model_copy(update={"methods": list(methods.values()), "search": []})
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,8 @@
 """Hold good training images out, and draw synthetic defects into half of them: what parameters are chosen by.
 
 The result is a data set in the layout of MVTec AD, judged like any other. No image of the test split is in it, and no
-mask of the real data set is opened. Synthetic defects rank parameters; they promise no figure on real ones.
+mask of the real data set is opened. Synthetic defects rank parameters; they promise no figure on real ones, and rank no
+method that learns from synthetic defects against one that does not.
 """
 
 from __future__ import annotations

@@ -410,19 +410,20 @@ def test_a_search_chooses_and_the_chosen_is_compared_on_the_test_set(ended: Outc
     assert ended.run_file is not None
     again = read_run_file(Path(ended.run_file))
     assert again == run.model_copy(update={"search": [], "methods": [*run.methods, found.chosen]})
-    assert read_run_file(write(Path(ended.run_file).with_name("run.toml"), to_toml(run))) == run
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-def test_a_second_search_computes_nothing(ended: Outcome, run: RunFile) -> None:
+def test_a_second_search_computes_nothing(ended: Outcome, run: RunFile, al: Command, tmp_path: Path) -> None:
     stores = [Store(run.store), Store(f"{run.store}/search")]
     before = [(manifests(store), record_files(store)) for store in stores]
-    again = run_search(run)
-    assert [list(found.rows()) for found in again.searched] == [list(found.rows()) for found in ended.searched]
+    (tmp_path / "run.toml").write_text(to_toml(run))
+    assert read_run_file(tmp_path / "run.toml") == run
+    code, out, err = al("search", str(tmp_path / "run.toml"))
+    assert code == 0, err
+    assert out.count("coreset_ratio=") == 3
+    assert "coreset_ratio=5: mvtec_ad.brick seed 0: fit: coreset_ratio=5 was given" in err
+    assert f"trials: {ended.table}\nchosen: {ended.run_file}\n" in out
+    assert out.endswith(f"report: {run.report}/index.html\n")
+
     after = [(manifests(store), record_files(store)) for store in stores]
     assert [made for made, _ in after] == [made for made, _ in before]
     for (_, records), (_, records_now) in zip(before, after, strict=True):
