@@ -26,16 +26,31 @@ class Outcome:
     """Path of index.html."""
     records: list[RunRecord]
 
+    @property
+    def failed(self) -> int:
+        """Cells that failed."""
+        return sum(record.status == "failed" for record in self.records)
+
 
 @flow(name="benchmark", flow_run_name="benchmark {run.title}", task_runner=ThreadsRunner())
 def benchmark(run: RunFile) -> State[Outcome]:
     """Run every cell; a failed cell becomes a record with its reason and stops no other."""
+    run.check_no_search()
     run.check()
     ended = on_asked_runner(benchmark, run)  # a deployment starts every run on threads
     if ended is not None:
         return ended
     store = Store(run.store)
     store.check_format()
+    outcome = compare(run, store)
+    cells = f"{len(outcome.records)} cells"
+    if outcome.failed:
+        return Failed(data=outcome, message=f"{outcome.failed} of {cells} failed; see {outcome.report}")
+    return Completed(data=outcome, message=f"{cells}; see {outcome.report}")
+
+
+def compare(run: RunFile, store: Store) -> Outcome:
+    """Every cell's record, and the report of them; within a flow."""
     with Watch(store, "benchmark") as watch:
         sweep = Sweep(run, store, watch)
         watch.expect(len(sweep))
@@ -47,10 +62,7 @@ def benchmark(run: RunFile) -> State[Outcome]:
         judged = [found for shared in sweep.categories for found in _judged(shared)]
         path = report(store.url, run.report, [record.cell for record in records], judged)
         watch.report(path, records)
-    failed = sum(record.status == "failed" for record in records)
-    if failed:
-        return Failed(data=Outcome(path, records), message=f"{failed} of {len(records)} cells failed; see {path}")
-    return Completed(data=Outcome(path, records), message=f"{len(records)} cells; see {path}")
+    return Outcome(path, records)
 
 
 def _judged(shared: CategorySteps) -> list[Judged]:

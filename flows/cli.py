@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from flows.benchmark import Outcome
     from flows.runfile import IngestRun, RunFile
+    from flows.search import Outcome as Chosen
 
 _Model = TypeVar("_Model", bound="BaseModel")
 
@@ -112,10 +113,36 @@ def benchmark(
     if category and not data:
         values["data"] = [source | {"categories": category} for source in values.get("data", [])]
     run = _checked(RunFile, values)
+    run.check_no_search()
     if plan:
         _plan(run)
     else:
         _benchmark(run)
+
+
+@app.command()
+def search(
+    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) with a [search]; options given beside it win.")],
+    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
+    report: Annotated[str | None, typer.Option(help="Folder of what was chosen.  [default: al-report]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
+    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
+) -> None:
+    """Choose parameters of methods by synthetic defects in held-out good images; the test set chooses nothing."""
+    from flows.runfile import RunFile, read_run_file
+
+    given = {"store": store, "report": report, "device": device, "runner": runner}
+    given |= {"workers": workers, "threads": threads}
+    values = read_run_file(run_file).model_dump()
+    values.update({name: value for name, value in given.items() if value is not None})
+    run = _checked(RunFile, values)
+    run.check_search()
+    outcome, failed = _run_flow("flows.search:search", run)
+    _show_search(outcome)
+    if failed:
+        sys.exit(1)
 
 
 @app.command()
@@ -329,6 +356,34 @@ def _show(outcome: Outcome) -> None:
             cell = f"{record.method} {record.dataset}/{record.category}: {record.reason}"
             errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
+
+
+def _show_search(outcome: Chosen) -> None:
+    for searched in outcome.searched:
+        rows = list(searched.rows())
+        shown = [name for name in rows[0] if name != "failed"]
+        table = Table(*shown, box=None)
+        for row in rows:
+            table.add_row(*(str(row[name]) for name in shown))
+            if row["failed"]:
+                errors.print(
+                    "[red]failed:[/red]",
+                    escape(f"{row['parameters']}: {row['failed']}"),
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        console.print(table)
+    for name, reason in outcome.unusable.items():
+        errors.print("[red]not searched on:[/red]", escape(f"{name}: {reason}"), highlight=False, soft_wrap=True)
+    console.print(f"trials: {outcome.table}", soft_wrap=True, highlight=False)
+    if outcome.run_file is None:
+        errors.print("[red]nothing chosen:[/red] no trial came through", highlight=False)
+    else:
+        console.print(f"chosen: {outcome.run_file}", soft_wrap=True, highlight=False)
+    if outcome.compared is not None:
+        _show(outcome.compared)
+    elif outcome.run_file is not None:
+        console.print(f"on the test set: al benchmark {outcome.run_file}", soft_wrap=True, highlight=False)
 
 
 def _checked(model: type[_Model], values: dict[str, Any]) -> _Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.runfile import DataSource, MethodRun, RunFile
+from flows.searchrun import SearchRun
 
 
 def demo_run(store: str, report: str) -> RunFile:
@@ -19,3 +20,11 @@ def demo_run(store: str, report: str) -> RunFile:
         store=store,
         report=report,
     )
+
+
+def demo_search(store: str, report: str) -> RunFile:
+    """A search on one texture of the demo, for the form in the Prefect UI."""
+    run = demo_run(store, report)
+    tried = SearchRun(method="padim", params={"channels": [25, 50, 100], "sigma": [2.0, 4.0]})
+    data = [run.data[0].model_copy(update={"categories": ["brick"]})]
+    return run.model_copy(update={"data": data, "methods": [MethodRun(name="padim")], "search": [tried]})

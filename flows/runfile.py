@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from al_models.registry import METHODS, create
+from flows.searchrun import MethodRun, Range, SearchRun, Strict
 from tasks.handles import Cell
 from tasks.policy import Policy
 
@@ -17,11 +21,7 @@ class RunFileError(ValueError):
     """A run file that cannot be used."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class DataSource(_Strict):
+class DataSource(Strict):
     """A data set and where it lies."""
 
     dataset: str = Field(description="Name of the layout: see `al datasets`")
@@ -30,14 +30,7 @@ class DataSource(_Strict):
     options: dict[str, Any] = Field(default_factory=dict, description="Of the layout: see `al datasets show NAME`")
 
 
-class MethodRun(_Strict):
-    """A method and the parameters that differ from its paper's."""
-
-    name: str = Field(description="Name of the method: see `al methods`")
-    params: dict[str, Any] = Field(default_factory=dict)
-
-
-class _Run(_Strict):
+class _Run(Strict):
     """What every run is about, and where."""
 
     data: list[DataSource] = Field(min_length=1)
@@ -94,8 +87,16 @@ class RunFile(_Run):
     """A benchmark: each method on each category with each seed."""
 
     methods: list[MethodRun] = Field(default_factory=list, description="All methods when left out")
+    search: list[SearchRun] = Field(
+        default_factory=list, description="Parameters to choose before: `al search`, with what follows in `methods`"
+    )
     seeds: list[int] = Field(default=[0], min_length=1)
     false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _one_or_several(cls, search: Any) -> Any:
+        return [search] if isinstance(search, dict | SearchRun) else search
 
     def asked_methods(self) -> list[MethodRun]:
         """The methods to run, all of the registry when none is named."""
@@ -112,14 +113,33 @@ class RunFile(_Run):
     @property
     def title(self) -> str:
         """For people, in the UI: what is compared on what."""
-        return f"{self._data_title()}: {', '.join(dict.fromkeys(m.name for m in self.methods)) or 'all methods'}"
+        names = dict.fromkeys([*(each.method for each in self.search), *(method.name for method in self.methods)])
+        return f"{self._data_title()}: {', '.join(names) or 'all methods'}"
 
     def check(self) -> RunFile:
         """The same, once every method, data set and option in it exists. Raises an error with the nearest names."""
         for method in self.asked_methods():
             create(method.name, **method.params)
+        for search in self.search:
+            search.check()
         self._check_data()
         return self
+
+    def check_search(self) -> None:
+        """Raises RunFileError for a run in which nothing is to be chosen."""
+        if not self.search:
+            raise RunFileError(
+                "the run has no [search], so there is nothing to choose; add one, such as\n[search]\n"
+                'method = "patchcore"\nparams = {coreset_ratio = [0.01, 0.1], neighbourhood = [1, 3, 5]}'
+            )
+
+    def check_no_search(self) -> None:
+        """Raises RunFileError for a run whose parameters are still to be chosen."""
+        if self.search:
+            raise RunFileError(
+                "the run has a [search], which a benchmark would leave out; `al search RUN_FILE` chooses parameters, "
+                "and compares them with the run's methods; or take the table out"
+            )
 
 
 _OF_A_BENCHMARK = set(RunFile.model_fields) - set(IngestRun.model_fields)
@@ -154,6 +174,36 @@ def _explain_one(item: Any, run: type[_Run]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{where}: {item['msg']} (given: {item['input']!r})"
-    model = {"data": DataSource, "methods": MethodRun, "validation": Policy}.get(str(item["loc"][0]), run)
+    models = {"data": DataSource, "methods": MethodRun, "validation": Policy, "search": SearchRun}
+    model = Range if "range" in item["loc"] else models.get(str(item["loc"][0]), run)
     known = model if len(item["loc"]) > 1 else run
     return f"{where}: unknown key; known are {', '.join(sorted(known.model_fields))}"
+
+
+def to_toml(run: RunFile) -> str:
+    """The run as a file that `read_run_file` takes; what is left out is as it is when nothing is said."""
+    values = run.model_dump(exclude_defaults=True)
+    tables = {name: values.pop(name) for name in ("validation", "data", "methods", "search") if name in values}
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+    for name, table in tables.items():
+        for each in table if isinstance(table, list) else [table]:
+            lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in _said(each)]
+    return "\n".join(lines) + "\n"
+
+
+def _said(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys, quoted where they must be, and values; TOML has no word for None, which is what a missing key means."""
+    for key, value in table.items():
+        if value is not None:
+            yield key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key), value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in _said(value)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # also nan and inf, which JSON writes otherwise
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -49,9 +49,10 @@ def deploy(folder: Path) -> list[str]:
     from prefect.workers.process import ProcessWorker
 
     from flows.benchmark import benchmark
-    from flows.demo import demo_run
+    from flows.demo import demo_run, demo_search
     from flows.ingest import ingest
     from flows.runfile import IngestRun
+    from flows.search import search
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         template = ProcessWorker.get_default_base_job_template()
@@ -62,11 +63,17 @@ def deploy(folder: Path) -> list[str]:
         "entrypoint_type": EntrypointType.MODULE_PATH,
         "job_variables": {"working_dir": str(folder)},
     }
-    run = demo_run(store=str(folder / "al-demo" / "store"), report=str(folder / "al-demo" / "report"))
+    places = {"store": str(folder / "al-demo" / "store"), "report": str(folder / "al-demo" / "report")}
+    run = demo_run(**places)
     deployments = [
         benchmark.to_deployment(
             description="Compare methods on data sets. The parameters are a run file's; the default is the demo.",
             parameters={"run": run.model_dump()},
+            **common,
+        ),
+        search.to_deployment(
+            description="Choose parameters by synthetic defects in held-out good images, and compare the chosen.",
+            parameters={"run": demo_search(**places).model_dump()},
             **common,
         ),
         ingest.to_deployment(

@@ -10,11 +10,16 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from PIL import Image
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -156,6 +161,11 @@ class Watch:
             key=_key(what, record.method, record.dataset, record.category, str(record.seed)),
             description=f"{what}: {record.method} on {record.dataset}/{record.category}, seed {record.seed}",
         )
+
+    def trials(self, rows: Sequence[dict[str, Any]], path: str) -> None:
+        """All is done, and so the trials did; `path` has more of them."""
+        self._tell(1.0)
+        create_table_artifact(list(rows), key="trials", description=f"trials, best first; every rung: {path}")
 
     def report(self, path: str, records: Sequence[RunRecord] = ()) -> None:
         """The report is written, and so all is done."""

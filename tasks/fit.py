@@ -58,6 +58,7 @@ def fit(cell: Cell, validated: Validated, features: str | None) -> str:
         method=cell.method,
         params=detector.params(),
         seed=cell.seed,
+        share=cell.train_share,
         data=validated.fingerprint,
         inputs=features or validated.prepared.images,
         # A training rounds as its device does, so machines of two kinds do not share what they learned.
@@ -111,7 +112,7 @@ def _fit(
     store: Store, cell: Cell, validated: Validated, features: str | None, detector: Detector, draft: Draft
 ) -> dict[str, Any]:
     _kept.clear()
-    ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed)
+    ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed, cell.train_share)
     checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
 
     def learn(batch_size: int) -> Detector:

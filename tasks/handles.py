@@ -76,6 +76,8 @@ class Cell:
     """`auto`: a GPU where there is one."""
     false_reject_rate: float = 0.05
     """Share of good parts that the calibrated threshold may reject."""
+    train_share: float = 1.0
+    """Share of the images to learn from that is learned from: less only in the first rungs of a search."""
 
     @property
     def name(self) -> str:
@@ -85,5 +87,6 @@ class Cell:
     @property
     def id(self) -> str:
         """Name of the cell across versions of data and code."""
-        parts = [self.dataset, self.category, self.method, self.params, self.seed]
+        parts: list[Any] = [self.dataset, self.category, self.method, self.params, self.seed]
+        parts += [] if self.train_share == 1 else [self.train_share]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -48,6 +48,18 @@ def test_the_draw_depends_on_content_and_seed_alone(train: list[str], seed: int,
     assert [set(ids) for ids in first] == [set(ids) for ids in second]
 
 
+@given(trains, seeds, st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_smaller_share_is_part_of_a_larger_one_and_what_calibrates_stays(
+    train: list[str], seed: int, one: float, other: float
+) -> None:
+    samples = [sample(name) for name in train]
+    fitted, held_out = fit_and_calibration(samples, seed)
+    small, large = (fit_and_calibration(samples, seed, share) for share in sorted((one, other)))
+    assert set(small[0]) <= set(large[0]) <= set(fitted)
+    assert small[1] == large[1] == held_out
+    assert min(2, len(fitted)) <= len(small[0]) <= max(2, min(one, other) * len(fitted) + 1)
+
+
 @given(trains, seeds, names)
 @settings(max_examples=200)
 def test_a_new_image_moves_at_most_one_other(train: list[str], seed: int, new: str) -> None:

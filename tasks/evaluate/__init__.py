@@ -32,6 +32,7 @@ from tasks.fit import method_code
 from tasks.handles import Cell, Validated
 from tasks.parts import joined
 from tasks.predict import read_scores
+from tasks.split import fit_and_calibration
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
@@ -133,7 +134,7 @@ def _evaluate(
         "metrics": metrics,
         "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
         "calibration": {**_deciding(decides), "rates": promises, "false_alarms": alarms_of(counted.alarms)},
-        "counts": _counts(validated, samples, len(held_out["ids"])),
+        "counts": _counts(cell, validated, samples, len(held_out["ids"])),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -208,15 +209,13 @@ def _curves(counts: PixelCounts, scores: np.ndarray, labels: np.ndarray) -> dict
     return curves
 
 
-def _counts(validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
+def _counts(cell: Cell, validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
     store = Store(validated.category.store)
     everything = accepted_samples(validated)
     test = Counter(f"test_{sample.label}" for sample in samples)
     verdict = store.get(validated.verdict).meta
-    own = any(sample.split == "validation" for sample in everything)
-    train = sum(sample.split == "train" for sample in everything)
     return {
-        "train": train if own else train - calibration,
+        "train": len(fit_and_calibration(everything, cell.seed, cell.train_share)[0]),
         "calibration": calibration,
         **{name: test[name] for name in ("test_good", "test_anomalous", "test_unknown")},
         "set_aside": verdict["rejected"] + len(store.get(validated.category.catalogue).meta["set_aside"]),
