@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,8 +19,11 @@ from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
 from al_models.parts.weights import weights_fingerprint
 from al_models.types import FeatureSpec
+from storage.errors import NotInStore
+from storage.stacks import Stack
 from storage.store import Draft, Store
 from tasks.compute import device_of
+from tasks.earlier import Earlier, earlier, remember
 from tasks.handles import Validated
 from tasks.limits import in_memory
 from tasks.parts import Part, joined
@@ -44,7 +49,11 @@ def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts
     """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
     image. `parts`: keys of what `extract_part` has computed of it."""
     store, key = Store(validated.category.store), _key(validated, spec)
-    work = partial(_join, store, spec, parts) if parts else partial(_extract, store, validated, spec, device, None)
+    work = (
+        partial(_join, store, validated, spec, parts)
+        if parts
+        else partial(_extract, store, validated, spec, device, None)
+    )
     run_step(store, key, work)
     return key
 
@@ -69,21 +78,26 @@ def extract_part(validated: Validated, spec: FeatureSpec, device: str, part: Par
 
 
 def _key(validated: Validated, spec: FeatureSpec, **of_part: dict[str, int]) -> str:
+    data = {"data": validated.fingerprint, "images": validated.prepared.images}
+    return _series(validated, spec, **data, **of_part)
+
+
+def _series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
+    """What outputs share whose rows, of equal images, are equal."""
     return step_key(
         "features",
         validated.category.dataset,
         validated.category.category,
-        data=validated.fingerprint,
-        images=validated.prepared.images,
         spec=asdict(spec) | {"weights": weights_fingerprint(spec)},
         code=code_fingerprint("tasks.extract"),
-        **of_part,
+        **of,
     )
 
 
-def _join(store: Store, spec: FeatureSpec, parts: Sequence[str], draft: Draft) -> dict[str, Any]:
+def _join(store: Store, validated: Validated, spec: FeatureSpec, parts: Sequence[str], draft: Draft) -> dict[str, Any]:
     whole, first = joined(store, parts), store.get(parts[0]).meta  # the first part is never empty
     shapes = {layer: [len(whole["ids"]), *shape[1:]] for layer, shape in first["shapes"].items()}
+    remember(store, _series(validated, spec), draft.key)
     return whole | {"shapes": shapes, "spec": asdict(spec), "device": first["device"]}
 
 
@@ -95,22 +109,80 @@ def _extract(
     backbone = cached_backbone(spec, device_of(device))
     ids = [sample.id for sample in accepted_samples(validated)]
     ids = ids if part is None else list(part.of(ids))
+    copied = _copied(store, validated, spec)
+    new = [name for name in ids if copied is None or name not in copied.known]
     arrays: dict[int, zarr.Array[Any]] = {}
 
     def write_features(batch_size: int) -> None:
-        source = StoredSource(validated, ids, spec=None, features=None, images=True, batch_size=batch_size)
-        _write_all(store, draft, backbone, source, arrays, Progress(f"extract {validated.name}"))
+        source = StoredSource(validated, new, spec=None, features=None, images=True, batch_size=batch_size)
+        shards = _shards(ids, _computed(backbone, source), copied)
+        _write_all(store, draft, len(ids), shards, arrays, Progress(f"extract {validated.name}"))
 
     in_memory(write_features, CHUNK)
+    if part is None:
+        remember(store, _series(validated, spec), draft.key)
     shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
-    return {"ids": ids, "shapes": shapes, "spec": asdict(spec), "device": str(backbone.device)}
+    kept = {"ids": ids, "copied": len(ids) - len(new), "shapes": shapes}
+    return kept | {"spec": asdict(spec), "device": str(backbone.device)}
+
+
+_Row = dict[int, np.ndarray]
+"""Layer -> float16 (c, h, w) of an image."""
+
+
+class _Copied:
+    """Features that were computed before."""
+
+    def __init__(self, store: Store, known: Earlier, spec: FeatureSpec) -> None:
+        self.known = known
+        self.stacks = {layer: Stack.open(store, known.output, f"layer{layer}") for layer in spec.keys}
+
+    def of(self, ids: Sequence[str]) -> dict[str, _Row]:
+        """Those of these images that are there."""
+        names = [name for name in dict.fromkeys(ids) if name in self.known]
+        rows = [self.known.rows[name] for name in names]
+        layers = {layer: stack.read(rows) for layer, stack in self.stacks.items()} if rows else {}
+        return {name: {layer: values[i] for layer, values in layers.items()} for i, name in enumerate(names)}
+
+
+def _copied(store: Store, validated: Validated, spec: FeatureSpec) -> _Copied | None:
+    known = earlier(store, _series(validated, spec))
+    with suppress(NotInStore):  # arrays that are gone are computed again
+        return known and _Copied(store, known, spec)
+    return None
+
+
+def _computed(backbone: Any, source: StoredSource) -> Iterator[_Row]:
+    """The features of each image. Batches are filled up, since a smaller one would round otherwise: an image's features
+    depend on nothing but the image."""
+    for batch in source:
+        missing = source.batch_size - len(batch)
+        images = torch.cat([batch.images, batch.images[-1:].expand(missing, -1, -1, -1)]) if missing else batch.images
+        layers = {layer: values[: len(batch)].half().cpu().numpy() for layer, values in backbone(images).items()}
+        for layer, half in layers.items():
+            if not np.isfinite(half).all():
+                raise InvalidInput(
+                    f"layer {layer} of {backbone.spec.backbone} has values beyond ±{FLOAT16_MAX:.0f} or not finite, "
+                    "which half precision cannot hold; choose another layer or backbone"
+                )
+        for i in range(len(batch)):
+            yield {layer: half[i] for layer, half in layers.items()}
+
+
+def _shards(ids: Sequence[str], computed: Iterator[_Row], copied: _Copied | None) -> Iterator[tuple[int, _Row]]:
+    """(first row, layer -> float16 (m, c, h, w)) for each shard of images, copied or next of the computed."""
+    for start in range(0, len(ids), SHARD):
+        names = ids[start : start + SHARD]
+        there = copied.of(names) if copied else {}
+        rows = [there[name] if name in there else next(computed) for name in names]
+        yield start, {layer: np.stack([row[layer] for row in rows]) for layer in rows[0]}
 
 
 def _write_all(
     store: Store,
     draft: Draft,
-    backbone: Any,
-    source: StoredSource,
+    images: int,
+    shards: Iterator[tuple[int, _Row]],
     arrays: dict[int, zarr.Array[Any]],
     progress: Progress,
 ) -> None:
@@ -118,37 +190,19 @@ def _write_all(
     is written."""
     with ThreadPoolExecutor(1) as writer:  # compressing and writing release the interpreter's lock
         writing: list[Future[None]] = []
-        for start, layers in _shards(backbone, source):
+        for start, layers in shards:
             for layer, values in layers.items():
                 if layer not in arrays:
-                    shape = (len(source), *values.shape[1:])
                     key = f"{draft.folder}/layer{layer}"
-                    arrays[layer] = store.create_array(key, shape, "float16", chunk=CHUNK, shard=SHARD)
+                    arrays[layer] = store.create_array(
+                        key, (images, *values.shape[1:]), "float16", chunk=CHUNK, shard=SHARD
+                    )
             for done in writing:
                 done.result()  # one shard in flight: memory stays bounded, and a failed write is heard of
             writing = [writer.submit(_write, arrays[layer], start, values) for layer, values in layers.items()]
-            progress("", min(start + SHARD, len(source)), len(source))
+            progress("", min(start + SHARD, images), images)
         for done in writing:
             done.result()
-
-
-def _shards(backbone: Any, source: StoredSource) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
-    """(first row, layer -> float16 (m, c, h, w)) for each shard of images."""
-    parts: dict[int, list[np.ndarray]] = {}
-    start = done = 0
-    for batch in source:
-        for layer, values in backbone(batch.images).items():
-            half = values.half().cpu().numpy()
-            if not np.isfinite(half).all():
-                raise InvalidInput(
-                    f"layer {layer} of {backbone.spec.backbone} has values beyond ±{FLOAT16_MAX:.0f} or not finite, "
-                    "which half precision cannot hold; choose another layer or backbone"
-                )
-            parts.setdefault(layer, []).append(half)
-        done += len(batch)
-        if done - start == SHARD or done == len(source):
-            yield start, {layer: np.concatenate(values) for layer, values in parts.items()}
-            parts, start = {}, done
 
 
 def _write(array: zarr.Array[Any], start: int, values: np.ndarray) -> None:

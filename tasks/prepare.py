@@ -6,8 +6,9 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput
 from al_models.parts.images import Decoded, decode, is_gray, perceptual_hash, resize, sharpness
-from storage.errors import MaskError
+from storage.errors import MaskError, NotInStore
 from storage.files import read_image
 from storage.listing import inside
 from storage.masks import read_mask
 from storage.samples import Sample, from_parquet, parse_box
+from storage.stacks import Stack
 from storage.store import Draft, Store
+from tasks.earlier import Earlier, earlier, remember
 from tasks.handles import Category, Prepared
 from tasks.progress import Progress
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
@@ -34,14 +37,7 @@ CHUNK = 16
 SHARD = 64
 """Images written at once: a shard that is written in parts is rewritten each time."""
 
-COLUMNS = {
-    "id": "string",
-    "key": "string",
-    "path": "string",
-    "part": "string",
-    "split": "string",
-    "label": "string",
-    "defect_type": "string",
+OF_THE_IMAGE = {
     "readable": "bool",
     "problem": "string",
     "width": "Int64",
@@ -55,12 +51,23 @@ COLUMNS = {
     "sharpness": "Float64",
     "perceptual_hash": "string",
     "constant": "boolean",
+    "note": "string",
+}
+"""What follows from an image's content alone."""
+COLUMNS = {
+    "id": "string",
+    "key": "string",
+    "path": "string",
+    "part": "string",
+    "split": "string",
+    "label": "string",
+    "defect_type": "string",
+    **OF_THE_IMAGE,
     "mask_state": "string",
     "mask_problem": "string",
     "mask_width": "Int64",
     "mask_height": "Int64",
     "mask_fraction": "Float64",
-    "note": "string",
 }
 """Of `facts.parquet`. Brightness and contrast are mean and standard deviation of the resized image, in 0..255."""
 
@@ -84,17 +91,15 @@ def prepare(category: Category, image_size: int) -> Prepared:
     if image_size < 1:
         raise InvalidInput(f"image size {image_size} is not a side in pixels; give at least 1, such as 256")
     store = Store(category.store)
-    code = code_fingerprint("tasks.prepare")
-    key = step_key(
-        "images",
-        category.dataset,
-        category.category,
-        fingerprint=category.fingerprint,
-        image_size=image_size,
-        code=code,
-    )
+    key = _series(category, image_size, fingerprint=category.fingerprint)
     run_step(store, key, partial(_prepare, store, category, image_size))
     return Prepared(category, image_size, key)
+
+
+def _series(category: Category, image_size: int, **of: Any) -> str:
+    """What outputs share whose rows, of equal images, are equal."""
+    code = code_fingerprint("tasks.prepare")
+    return step_key("images", category.dataset, category.category, image_size=image_size, code=code, **of)
 
 
 def _prepare(store: Store, category: Category, image_size: int, draft: Draft) -> dict[str, Any]:
@@ -105,7 +110,8 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
         gray = pool.map(lambda sample: is_gray(inside(root, sample.path, folders)), samples)
         channels = 3 if False in list(gray) else 1
         shape = (len(samples), image_size, image_size, channels)
-        look = partial(_look, root, folders, shape[1:])
+        copied = _copied(store, _series(category, image_size), channels)
+        look = partial(_look, root, folders, shape[1:], copied)
         facts: list[dict[str, Any]] = []
         progress = Progress(f"decode {category.name}")
         images = store.create_array(f"{draft.folder}/images", shape, "uint8", chunk=CHUNK, shard=SHARD)
@@ -118,7 +124,33 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
     table.to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/facts.parquet", buffer.getvalue())
     logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
-    return {"ids": [sample.id for sample in samples], "channels": channels}
+    remember(store, _series(category, image_size), draft.key)
+    seen_before = 0 if copied is None else sum(sample.id in copied.known for sample in samples)
+    return {"ids": [sample.id for sample in samples], "channels": channels, "copied": seen_before}
+
+
+class _Copied:
+    """Images that were decoded before, and what was seen of them."""
+
+    def __init__(self, store: Store, known: Earlier) -> None:
+        self.known, stack = known, Stack.open(store, known.output, "images")
+        table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{known.output.folder}/facts.parquet")))
+        self.facts = table[list(OF_THE_IMAGE)].to_dict("records")
+        n, chunk = stack.shape[0], stack.chunk
+        self._chunk = lru_cache(8)(lambda place: stack.read(range(place * chunk, min(n, (place + 1) * chunk))))
+        self._size = chunk
+
+    def of(self, image_id: str) -> tuple[dict[str, Any], np.ndarray]:
+        """Facts, and pixels (h, w, c)."""
+        row = self.known.rows[image_id]
+        return self.facts[row], self._chunk(row // self._size)[row % self._size]
+
+
+def _copied(store: Store, series: str, channels: int) -> _Copied | None:
+    known = earlier(store, series)
+    with suppress(NotInStore):  # images that are gone are decoded again
+        return _Copied(store, known) if known and known.output.meta["channels"] == channels else None
+    return None
 
 
 _Seen = tuple[dict[str, Any], np.ndarray]
@@ -134,9 +166,10 @@ def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sa
         pending = following
 
 
-def _look(root: Path, folders: Sequence[str], shape: tuple[int, int, int], sample: Sample) -> _Seen:
+def _look(
+    root: Path, folders: Sequence[str], shape: tuple[int, int, int], copied: _Copied | None, sample: Sample
+) -> _Seen:
     """The facts of one sample and its resized pixels (h, w, c), which are zero for an unreadable file."""
-    pixels = np.zeros(shape, dtype=np.uint8)  # (h, w, c)
     row: dict[str, Any] = {
         "id": sample.id,
         "key": sample.key,
@@ -148,6 +181,10 @@ def _look(root: Path, folders: Sequence[str], shape: tuple[int, int, int], sampl
         "readable": True,
         **_look_at_mask(root, folders, sample),
     }
+    if copied is not None and sample.id in copied.known:
+        facts, pixels = copied.of(sample.id)
+        return {**row, **facts}, pixels
+    pixels = np.zeros(shape, dtype=np.uint8)  # (h, w, c)
     data = read_image(root, sample, folders)
     try:
         decoded = _cut(decode(data), sample.box)

@@ -1,0 +1,127 @@
+"""A later night decodes and extracts what is new, and has what it would have had from all images at once."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from al_models.registry import create
+from storage.stacks import Stack
+from storage.store import Artifact, Store
+from tasks.demo_data import make_demo_data
+from tasks.extract import extract
+from tasks.ingest import ingest
+from tasks.prepare import prepare
+from tasks.validate import validate
+
+SPEC = create("padim", image_size=64).feature_spec()
+NEW = 3
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a night has made."""
+
+    store: Store
+    images: Artifact
+    features: Artifact
+
+    @property
+    def copied(self) -> tuple[int, int]:
+        """Images that were not decoded, and not extracted, again."""
+        return self.images.meta["copied"], self.features.meta["copied"]
+
+    def pixels(self) -> np.ndarray:
+        """All images."""
+        return Stack.open(self.store, self.images, "images").read(range(len(self.images.meta["ids"])))
+
+    def facts(self) -> pd.DataFrame:
+        """What was seen of them."""
+        return pd.read_parquet(io.BytesIO(self.store.read_bytes(f"{self.images.folder}/facts.parquet")))
+
+    def layers(self) -> dict[int, np.ndarray]:
+        """All features."""
+        assert SPEC is not None
+        rows = range(len(self.features.meta["ids"]))
+        return {layer: Stack.open(self.store, self.features, f"layer{layer}").read(rows) for layer in SPEC.keys}
+
+    def equals(self, other: Night) -> bool:
+        """To the bit."""
+        pd.testing.assert_frame_equal(self.facts(), other.facts())
+        layers = other.layers()
+        return np.array_equal(self.pixels(), other.pixels()) and all(
+            np.array_equal(values, layers[layer]) for layer, values in self.layers().items()
+        )
+
+
+def night(store: Path, data: Path) -> Night:
+    """Ingest, decode, judge, extract."""
+    assert SPEC is not None
+    place = Store(str(store))
+    (category,) = ingest.fn(place.url, "mvtec_ad", str(data), ["brick"]).categories
+    validated = validate.fn(prepare.fn(category, 64))
+    return Night(place, place.get(validated.prepared.images), place.get(extract.fn(validated, SPEC, "cpu")))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """21 training images, of which the last three are still to come; sizes that fill no batch."""
+    make_demo_data(tmp_path / "all", train=21, validation=2, good=3, defects_per_type=1, size=64)
+    for path in sorted((tmp_path / "all" / "brick" / "train" / "good").iterdir())[::8]:
+        target = tmp_path / "later" / path.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(path, target)
+    assert len(list((tmp_path / "later").iterdir())) == NEW
+    return tmp_path / "all"
+
+
+def arrive(data: Path) -> None:
+    """The new images of the night, in between the others by name."""
+    for path in (data.parent / "later").iterdir():
+        shutil.copy(path, data / "brick" / "train" / "good" / path.name)
+
+
+def test_what_is_new_is_computed_and_the_rest_copied(data: Path, tmp_path: Path) -> None:
+    first = night(tmp_path / "store", data)
+    assert first.copied == (0, 0)
+    arrive(data)
+    second, fresh = night(tmp_path / "store", data), night(tmp_path / "fresh", data)
+    n = len(first.images.meta["ids"])
+    assert second.copied == (n, n)
+    assert len(second.images.meta["ids"]) == n + NEW
+    assert second.equals(fresh)
+
+
+def test_an_image_that_went_leaves_no_row(data: Path, tmp_path: Path) -> None:
+    first = night(tmp_path / "store", data)
+    for path in sorted((data / "brick" / "train" / "good").iterdir())[:2]:
+        path.unlink()
+    second = night(tmp_path / "store", data)
+    assert second.copied == (len(first.images.meta["ids"]) - 2,) * 2
+    assert second.equals(night(tmp_path / "fresh", data))
+
+
+def test_a_mask_that_changed_is_seen_though_the_image_is_copied(data: Path, tmp_path: Path) -> None:
+    night(tmp_path / "store", data)
+    mask = min((data / "brick" / "ground_truth" / "scratch").iterdir())
+    mask.write_bytes(b"no picture")
+    second = night(tmp_path / "store", data)
+    assert second.copied[0] == len(second.images.meta["ids"])
+    assert (second.facts()["mask_state"] == "unreadable").sum() == 1
+    assert second.equals(night(tmp_path / "fresh", data))
+
+
+@pytest.mark.parametrize("gone", ["images", "features"])
+def test_what_is_gone_is_computed_again(data: Path, tmp_path: Path, gone: str) -> None:
+    first = night(tmp_path / "store", data)
+    arrive(data)
+    first.store.delete(getattr(first, gone).folder)
+    second = night(tmp_path / "store", data)
+    assert second.copied[["images", "features"].index(gone)] == 0
+    assert second.equals(night(tmp_path / "fresh", data))
