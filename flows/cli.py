@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from importlib import import_module
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from flows.benchmark import Outcome
-    from flows.runfile import IngestRun, RunFile
+    from flows.runfile import IngestRun, Run, RunFile
     from flows.search import Outcome as Chosen
 
 _Model = TypeVar("_Model", bound="BaseModel")
@@ -143,6 +144,49 @@ def search(
     _show_search(outcome)
     if failed:
         sys.exit(1)
+
+
+@app.command()
+def nightly(
+    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) of a night; options given beside it win.")],
+    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
+    report: Annotated[str | None, typer.Option(help="Folder of the page.  [default: al-report]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
+    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+) -> None:
+    """Refit each model on what is new, prove it against the one in use, and promote it or not."""
+    from flows.runfile import NightlyRun, read_run_file
+
+    given = {"store": store, "report": report, "device": device, "runner": runner}
+    values = read_run_file(run_file, NightlyRun).model_dump()
+    values.update({name: value for name, value in given.items() if value is not None})
+    outcome, failed = _run_flow("flows.nightly:nightly", _checked(NightlyRun, values))
+    if outcome.left is not None:
+        console.print(outcome.left, highlight=False)
+    for decision in outcome.decisions:
+        console.print(f"{decision.name}: {decision.outcome}, {decision.why}", soft_wrap=True, highlight=False)
+        for told in decision.alarms:
+            errors.print("[yellow]look at it:[/yellow]", escape(told), soft_wrap=True, highlight=False)
+    console.print(f"page: {outcome.report}", soft_wrap=True, highlight=False)
+    if failed:
+        sys.exit(1)
+
+
+@app.command()
+def alarms(
+    url: Annotated[str, typer.Argument(help="Webhook that each alarm of a night is posted to, as JSON.")],
+) -> None:
+    """Have the Prefect server (PREFECT_API_URL) tell a webhook whenever a night needs a person."""
+    from flows.server import ServerError
+
+    if "PREFECT_API_URL" not in os.environ:
+        raise ServerError(
+            "PREFECT_API_URL is not set: a server that outlives this command tells; start `al serve`, set it"
+        )
+    from flows.alerts import tell
+
+    tell(url)
+    console.print(f"alarms go to {url}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -307,7 +351,7 @@ def _ingest(run: IngestRun) -> None:
         sys.exit(1)
 
 
-def _run_flow(entrypoint: str, run: RunFile | IngestRun) -> tuple[Any, bool]:
+def _run_flow(entrypoint: str, run: Run) -> tuple[Any, bool]:
     """(what the flow ended with, whether part of it failed); on the environment's Prefect server or a local one."""
     from flows import server
 
@@ -327,7 +371,7 @@ def _run_flow(entrypoint: str, run: RunFile | IngestRun) -> tuple[Any, bool]:
     return outcome, state.is_failed()
 
 
-def _check_writable(run: RunFile | IngestRun) -> None:
+def _check_writable(run: Run) -> None:
     """Raises RunFileError or StoreTooNew before hours of work would be lost for want of a place to keep them."""
     from flows.runfile import RunFileError
     from storage.store import Store

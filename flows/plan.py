@@ -24,7 +24,7 @@ from flows.runfile import RunFile
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import detector_of
+from tasks.compute import inputs_of
 from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fit import fit
@@ -133,9 +133,7 @@ class _Looked:
 
     def at(self, cell: Cell) -> PlannedCell:
         """The cell, its steps noted in the plan."""
-        detector = detector_of(cell)
-        spec = detector.feature_spec()
-        size = spec.image_size if spec else detector.image_size
+        size, spec = inputs_of(cell)
         left: list[str] = []
 
         def look(step: str, of: Any, what: str, ask: Callable[[], Any] | None, size_of: int | None) -> Any:

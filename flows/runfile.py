@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from al_models.registry import METHODS, create
 from flows.searchrun import MethodRun, Range, SearchRun, Strict
+from tasks.gate import Gate
 from tasks.handles import Cell
 from tasks.policy import Policy
 
@@ -30,7 +31,7 @@ class DataSource(Strict):
     options: dict[str, Any] = Field(default_factory=dict, description="Of the layout: see `al datasets show NAME`")
 
 
-class _Run(Strict):
+class Run(Strict):
     """What every run is about, and where."""
 
     data: list[DataSource] = Field(min_length=1)
@@ -55,10 +56,11 @@ class _Run(Strict):
         description="On Dask, a step that takes longer is taken for hung, and its worker is ended",
     )
 
-    def _data_title(self) -> str:
+    def data_title(self) -> str:
+        """The data sets, for people."""
         return ", ".join(f"{s.dataset}/{'+'.join(s.categories)}" if s.categories else s.dataset for s in self.data)
 
-    def _check_data(self) -> None:
+    def check_data(self) -> None:
         """Raises DatasetError for a data set or an option that does not exist, before anything is started."""
         from storage.datasets import check_options
 
@@ -66,7 +68,7 @@ class _Run(Strict):
             check_options(source.dataset, source.options)
 
 
-class IngestRun(_Run):
+class IngestRun(Run):
     """Data sets to take in and to judge, with nothing learned from them."""
 
     download: bool = Field(False, description="Fetch the data sets first, where their authors offer a direct address")
@@ -75,15 +77,15 @@ class IngestRun(_Run):
     @property
     def title(self) -> str:
         """For people, in the UI."""
-        return self._data_title()
+        return self.data_title()
 
     def check(self) -> IngestRun:
         """The same, once every data set and option in it exists. Raises DatasetError with the nearest names."""
-        self._check_data()
+        self.check_data()
         return self
 
 
-class RunFile(_Run):
+class RunFile(Run):
     """A benchmark: each method on each category with each seed."""
 
     methods: list[MethodRun] = Field(default_factory=list, description="All methods when left out")
@@ -114,7 +116,7 @@ class RunFile(_Run):
     def title(self) -> str:
         """For people, in the UI: what is compared on what."""
         names = dict.fromkeys([*(each.method for each in self.search), *(method.name for method in self.methods)])
-        return f"{self._data_title()}: {', '.join(names) or 'all methods'}"
+        return f"{self.data_title()}: {', '.join(names) or 'all methods'}"
 
     def check(self) -> RunFile:
         """The same, once every method, data set and option in it exists. Raises an error with the nearest names."""
@@ -122,7 +124,7 @@ class RunFile(_Run):
             create(method.name, **method.params)
         for search in self.search:
             search.check()
-        self._check_data()
+        self.check_data()
         return self
 
     def check_search(self) -> None:
@@ -142,8 +144,34 @@ class RunFile(_Run):
             )
 
 
+class NightlyRun(Run):
+    """A night: each category's model is refitted, proven and perhaps promoted."""
+
+    method: MethodRun = Field(MethodRun(name="padim"), description="What the models are made with")
+    seed: int = 0
+    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    gate: Gate = Field(Gate(), description="What a new model has to keep to be put into use")
+    keep: int = Field(10, ge=1, description="Newest versions to keep of each model, beside those in use")
+
+    @property
+    def title(self) -> str:
+        """For people, in the UI."""
+        return f"{self.data_title()}: {self.method.name}"
+
+    def as_benchmark(self) -> RunFile:
+        """The same steps as any benchmark's, so that a night and a benchmark share what they compute."""
+        values = {name: getattr(self, name) for name in Run.model_fields}
+        return RunFile(**values, methods=[self.method], seeds=[self.seed], false_reject_rate=self.false_reject_rate)
+
+    def check(self) -> NightlyRun:
+        """The same, once the method, every data set and option in it exists. Raises an error with the nearest names."""
+        create(self.method.name, **self.method.params)
+        self.check_data()
+        return self
+
+
 _OF_A_BENCHMARK = set(RunFile.model_fields) - set(IngestRun.model_fields)
-_AnyRun = TypeVar("_AnyRun", RunFile, IngestRun)
+_AnyRun = TypeVar("_AnyRun", bound=Run)
 
 
 def read_run_file(path: Path, model: type[_AnyRun] = RunFile) -> _AnyRun:  # type: ignore[assignment]
@@ -166,15 +194,16 @@ def read_run_file(path: Path, model: type[_AnyRun] = RunFile) -> _AnyRun:  # typ
 
 def explain(error: ValidationError) -> str:
     """What is wrong in words; an unknown key comes with the keys that are known there."""
-    run = IngestRun if error.title == "IngestRun" else RunFile
+    run = {kind.__name__: kind for kind in (IngestRun, NightlyRun)}.get(error.title, RunFile)
     return "; ".join(_explain_one(item, run) for item in error.errors())
 
 
-def _explain_one(item: Any, run: type[_Run]) -> str:
+def _explain_one(item: Any, run: type[Run]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{where}: {item['msg']} (given: {item['input']!r})"
-    models = {"data": DataSource, "methods": MethodRun, "validation": Policy, "search": SearchRun}
+    models = {"data": DataSource, "methods": MethodRun, "method": MethodRun, "validation": Policy}
+    models |= {"search": SearchRun, "gate": Gate}
     model = Range if "range" in item["loc"] else models.get(str(item["loc"][0]), run)
     known = model if len(item["loc"]) > 1 else run
     return f"{where}: unknown key; known are {', '.join(sorted(known.model_fields))}"

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 if TYPE_CHECKING:
-    from flows.runfile import IngestRun, RunFile
+    from flows.runfile import Run
 
 _CORES_PER_STEP = 4
 """Within a step torch, BLAS and faiss use several cores, so side by side pays only where there are many."""
@@ -55,7 +55,7 @@ class ThreadsRunner(ThreadPoolTaskRunner):  # type: ignore[type-arg]
         return self
 
 
-def runner_for(run: RunFile | IngestRun) -> TaskRunner[Any]:
+def runner_for(run: Run) -> TaskRunner[Any]:
     """`threads`, `dask` (processes of this machine) or the address of a scheduler, as the run asks."""
     if run.runner == "threads":
         return ThreadsRunner(run.workers, run.threads)
@@ -92,7 +92,7 @@ def in_processes() -> bool:
     return not isinstance(running_on(), ThreadPoolTaskRunner)
 
 
-def on_asked_runner(flow: Flow[Any, Any], run: RunFile | IngestRun) -> State[Any] | None:
+def on_asked_runner(flow: Flow[Any, Any], run: Run) -> State[Any] | None:
     """The end of the running flow on the runner that the run asks for; None when it is on that one already."""
     runner = runner_for(run)
     if runner == running_on():

@@ -20,20 +20,14 @@ from flows.runners import ThreadsRunner, on_asked_runner
 from flows.sweep import Sweep
 from flows.watch import Watch
 from storage.store import Store
-from tasks.compute import detector_of
+from tasks.compute import inputs_of
 from tasks.handles import Cell
-from tasks.hold_out import hold_out
-from tasks.policy import DEFAULTS, Severity
+from tasks.hold_out import FOLDER, RULES, hold_out
 from tasks.report.page import write_whole
 from tasks.trials import Rung, Score, Trial, score, standings, survivors, trials_csv, winner
 
-FOLDER = "search-data"
-"""In the report's folder: the data sets that parameters are chosen by."""
 STORE = "search"
 """In the store: the outputs and records of the trials, so that nobody takes them for results on real defects."""
-_ALWAYS = {"not_empty", "readable", "one_label", "unique_in_split", "mask_size", "enough_training_images"}
-JUDGED: dict[str, Severity] = {rule: "off" for rule in DEFAULTS if rule not in _ALWAYS}
-"""The images were accepted by the run's own rules; nothing may set them aside for what was drawn into them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,8 @@ def search(run: RunFile) -> State[Outcome]:
 
 def _held_out(run: RunFile, store: Store, search: SearchRun, unusable: dict[str, str]) -> list[DataSource]:
     """What a search chooses by: a data set for each category; why there is none is told in `unusable`."""
-    folder, size = str(Path(run.report).resolve() / FOLDER), _image_size(search)
+    folder = str(Path(run.report).resolve() / FOLDER)
+    size, _ = inputs_of(Cell("", "", search.method, search.all_trials()[0].params))
     started: list[tuple[str, Steps]] = []
     for source in run.data:
         found = listed(store, source)
@@ -128,12 +123,6 @@ def _held_out(run: RunFile, store: Store, search: SearchRun, unusable: dict[str,
         name, reason = next(iter(unusable.items()))
         raise RunFileError(f"no category can be searched on; the first, {name}: {reason}")
     return data
-
-
-def _image_size(search: SearchRun) -> int:
-    detector = detector_of(Cell("", "", search.method, search.all_trials()[0].params))
-    spec = detector.feature_spec()
-    return spec.image_size if spec else detector.image_size
 
 
 def _cells(run: RunFile, search: SearchRun, data: Sequence[DataSource]) -> int:
@@ -188,7 +177,7 @@ class _Tried:
         return found
 
     def _run(self, data: Sequence[DataSource], methods: Sequence[MethodRun], share: float) -> _RungRun:
-        validation = self.run.validation.model_copy(update={"rules": JUDGED})
+        validation = self.run.validation.model_copy(update={"rules": dict(RULES)})
         values = dict(self.run) | {"data": list(data), "methods": list(methods), "search": []}
         return _RungRun(**values | {"store": self.store.url, "validation": validation, "train_share": share})
 

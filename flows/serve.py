@@ -44,6 +44,7 @@ def deploy(folder: Path) -> list[str]:
     """Create or renew the work pool and the deployments, which run in `folder`; their names."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import EntrypointType
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
@@ -51,7 +52,8 @@ def deploy(folder: Path) -> list[str]:
     from flows.benchmark import benchmark
     from flows.demo import demo_run, demo_search
     from flows.ingest import ingest
-    from flows.runfile import IngestRun
+    from flows.nightly import nightly
+    from flows.runfile import IngestRun, NightlyRun
     from flows.search import search
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
@@ -79,6 +81,13 @@ def deploy(folder: Path) -> list[str]:
         ingest.to_deployment(
             description="Take data sets in and judge their images, with nothing learned from them.",
             parameters={"run": IngestRun(data=run.data, store=run.store, report=run.report).model_dump()},
+            **common,
+        ),
+        nightly.to_deployment(
+            description="Refit each model on what is new, prove it against the one in use, and promote it or not.",
+            parameters={"run": NightlyRun(data=run.data, store=run.store, report=run.report).model_dump()},
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+            tags=["nightly"],
             **common,
         ),
     ]

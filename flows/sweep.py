@@ -13,7 +13,6 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
-from al_models.types import FeatureSpec
 from flows.category import CategorySteps, Steps, first_failure, listed
 from flows.runfile import RunFile
 from flows.runners import running_on
@@ -21,7 +20,7 @@ from flows.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import detector_of
+from tasks.compute import inputs_of
 from tasks.evaluate import evaluate
 from tasks.evaluate.count import count_part
 from tasks.extract import extract
@@ -56,13 +55,6 @@ class Running:
     def step(self) -> str:
         """The first step that has not ended."""
         return next((name for name, future in self.steps.items() if not _is_done(future)), "")
-
-
-def _inputs(cell: Cell) -> tuple[int, FeatureSpec | None]:
-    """The image size and the features that the cell's method asks for."""
-    detector = detector_of(cell)
-    spec = detector.feature_spec()
-    return spec.image_size if spec else detector.image_size, spec
 
 
 def _is_done(future: Any) -> bool:
@@ -138,7 +130,7 @@ class Sweep:
     def _found(self, cell: Cell, shared: CategorySteps) -> RunRecord | None:
         """The record of a cell whose outputs are all in the store; None for any other. To ask takes milliseconds, to
         send its steps to the workers ten times as long."""
-        size, spec = _inputs(cell)
+        size, spec = inputs_of(cell)
         try:
             with only_looking():
                 validated = shared.looked_at(size)
@@ -154,7 +146,7 @@ class Sweep:
         return record
 
     def _start(self, cell: Cell, shared: CategorySteps) -> Steps:
-        steps = shared.inputs(*_inputs(cell))
+        steps = shared.inputs(*inputs_of(cell))
         validated, features = steps["validate"], steps.get("extract")
         model = fit.submit(cell, validated, features)
         at, split = (cell, validated, features, model), shared.parts("test")

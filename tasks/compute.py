@@ -9,7 +9,7 @@ import torch
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.registry import create
-from al_models.types import Checkpoints, Runtime
+from al_models.types import Checkpoints, FeatureSpec, Runtime
 from tasks.handles import Cell
 from tasks.progress import Progress
 
@@ -19,6 +19,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
 def detector_of(cell: Cell) -> Detector:
     """The cell's detector, not fitted. Raises UnknownName."""
     return create(cell.method, **cell.params)
+
+
+def inputs_of(cell: Cell) -> tuple[int, FeatureSpec | None]:
+    """The image size and the features that the cell's method asks for. Raises UnknownName."""
+    detector = detector_of(cell)
+    spec = detector.feature_spec()
+    return spec.image_size if spec else detector.image_size, spec
 
 
 def device_of(asked: str) -> str:

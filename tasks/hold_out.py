@@ -34,6 +34,7 @@ from storage.files import read_image
 from storage.samples import Sample, parse_box
 from storage.store import Store
 from tasks.handles import Validated
+from tasks.policy import DEFAULTS, Severity
 from tasks.progress import Progress
 from tasks.steps import code_fingerprint, retry_passing
 from tasks.stored import accepted_samples
@@ -51,6 +52,11 @@ KINDS: Mapping[str, Defect] = MappingProxyType(
 )
 """Folder name -> defect."""
 
+FOLDER = "search-data"
+"""In the report's folder: where such data sets lie."""
+_ALWAYS = {"not_empty", "readable", "one_label", "unique_in_split", "mask_size", "enough_training_images"}
+RULES: Mapping[str, Severity] = MappingProxyType({rule: "off" for rule in DEFAULTS if rule not in _ALWAYS})
+"""Of validation: the images were accepted before, and nothing may set them aside for what was drawn into them."""
 FEWEST = 4
 """Good training images: two to learn from, one that stays good, and one with a defect."""
 _ABANDONED_AFTER_S = 3600
@@ -98,6 +104,19 @@ def split_of(samples: Sequence[Sample], share: float, seed: int) -> Split:
     )
 
 
+def split_of_held_out(samples: Sequence[Sample], fitted: Sequence[str], held_out: Sequence[str], seed: int) -> Split:
+    """Only images that a model did not learn from are judged; of the others two stand for those it did.
+
+    Raises DatasetError where fewer than two are held out.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    ranked = sorted(dict.fromkeys(held_out), key=lambda name: _rank(seed, "half", name))
+    if len(ranked) < 2:
+        raise DatasetError(f"{len(ranked)} good images are held out; two are needed, one of them to draw a defect into")
+    good, defective = (tuple(by_id[name] for name in sorted(half)) for half in (ranked[1::2], ranked[::2]))
+    return Split(tuple(by_id[name] for name in sorted(fitted)[:2]), (), good, defective)
+
+
 def _drawn(train: Sequence[Sample], wanted: int, seed: int, by_part: bool) -> set[str]:
     """Ids of at least so many images, whole parts where asked."""
     parts: dict[str, list[str]] = {}
@@ -128,7 +147,11 @@ def hold_out(validated: Validated, folder: str, share: float, seed: int) -> str:
     It has one category, `<data set>.<category>`, at the images' own resolution. The folder appears whole or not at all.
     Raises DatasetError where there are too few images or where they cannot be drawn into.
     """
-    split = split_of(accepted_samples(validated), share, seed)
+    return put(validated, folder, split_of(accepted_samples(validated), share, seed), seed)
+
+
+def put(validated: Validated, folder: str, split: Split, seed: int) -> str:
+    """The data set of a split, as `hold_out` gives it."""
     made_of = {"of": validated.name, "seed": seed, "code": code_fingerprint("tasks.hold_out"), **split.as_names()}
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     root = Path(folder) / digest

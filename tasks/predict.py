@@ -38,7 +38,7 @@ CHUNK = 8
 def predict(cell: Cell, validated: Validated, features: str | None, model: str, parts: Sequence[str] = ()) -> str:
     """Key of the maps: a Zarr array `maps` float16 (n, h, w) and `scores.parquet` (id, score), a row a test image.
     `parts`: keys of what `predict_part` has computed of it."""
-    store, key = Store(validated.category.store), _key(cell, model)
+    store, key = Store(validated.category.store), _key(cell, validated, model)
     work = partial(_join, store, parts) if parts else partial(_predict, store, cell, validated, features, model, None)
     run_step(store, key, work)
     return key
@@ -56,16 +56,18 @@ def predict(cell: Cell, validated: Validated, features: str | None, model: str, 
 def predict_part(cell: Cell, validated: Validated, features: str | None, model: str, part: Part) -> str:
     """Key of the maps and scores of this part's images; none are computed where those of all are there already."""
     store = Store(validated.category.store)
-    if store.find(_key(cell, model)) is not None:
+    if store.find(_key(cell, validated, model)) is not None:
         return ""
-    key = _key(cell, model, part=asdict(part))
+    key = _key(cell, validated, model, part=asdict(part))
     run_step(store, key, partial(_predict, store, cell, validated, features, model, part))
     return key
 
 
-def _key(cell: Cell, model: str, **of_part: dict[str, int]) -> str:
+def _key(cell: Cell, validated: Validated, model: str, **of_part: dict[str, int]) -> str:
     code = method_code("tasks.predict", detector_of(cell))
-    return step_key("maps", cell.dataset, cell.category, model=model, code=code, **of_part)
+    # A model of an earlier night is also asked about this night's images.
+    data = validated.fingerprint
+    return step_key("maps", cell.dataset, cell.category, model=model, data=data, code=code, **of_part)
 
 
 def _join(store: Store, parts: Sequence[str], draft: Draft) -> dict[str, Any]:

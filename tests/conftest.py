@@ -60,12 +60,11 @@ def pytest_unconfigure() -> None:
     _PREFECT_HOME.cleanup()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share something go to one process: a method's checks its fits, a file's tests its fixtures."""
-    for item in items:
-        method = getattr(item, "callspec", None) and item.callspec.params.get("method")
-        item.add_marker(pytest.mark.xdist_group(str(method or item.path.stem)))
+    # Later is too late: pytest-xdist looks at the groups before any other plugin sees all items.
+    method = getattr(item, "callspec", None) and item.callspec.params.get("method")
+    item.add_marker(pytest.mark.xdist_group(str(method or item.path.stem)))
 
 
 @pytest.fixture(scope="session")

@@ -327,7 +327,7 @@ def test_each_metric_has_its_interval_around_it_and_its_replicates(bench: Bench)
     record = bench.judge(uneven)
     assert set(record.intervals) == set(record.metrics)
     assert {"aupimo", "boundary_f", "boundary_f_at_threshold", "recall_at_threshold"} <= set(record.metrics)
-    kept = read_replicates(bench.store, record)
+    kept = read_replicates(bench.store, record.keys["evaluation"])
     assert set(kept) == set(record.metrics)
     for metric, value in record.metrics.items():
         assert kept[metric].estimate == pytest.approx(value, abs=1e-12), metric
@@ -339,9 +339,9 @@ def test_each_metric_has_its_interval_around_it_and_its_replicates(bench: Bench)
 
 def test_two_methods_on_equal_images_are_pairs(bench: Bench) -> None:
     fill(bench, good=6, dents=8)
-    one = read_replicates(bench.store, bench.judge(uneven))
+    one = read_replicates(bench.store, bench.judge(uneven).keys["evaluation"])
     other = Bench(bench.root, Store(f"{bench.store.url}-other"))
-    two = read_replicates(other.store, other.judge(constant))
+    two = read_replicates(other.store, other.judge(constant).keys["evaluation"])
     found = compare(one["pixel_auroc"], two["pixel_auroc"])
     assert found.difference > 0.2
     assert found.p_value is not None

@@ -27,7 +27,7 @@ from al_models.registry import METHODS
 from flows import server
 from flows.cli import app
 from flows.demo import demo_run
-from flows.runfile import IngestRun, RunFile, read_run_file
+from flows.runfile import IngestRun, NightlyRun, RunFile, read_run_file
 from flows.serve import POOL
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def test_a_deployment_is_a_flow_with_parameters_it_takes(deployment: dict[str, A
     flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     assert isinstance(flow, Flow)
     assert list(deployment["parameters"]) == list(flow.parameters.properties) == ["run"]
-    model = IngestRun if flow.name == "ingest" else RunFile
+    model = {"ingest": IngestRun, "nightly": NightlyRun}.get(flow.name, RunFile)
     model.model_validate(deployment["parameters"]["run"]).check()
     assert deployment["work_pool"]["name"] == POOL
 
@@ -126,7 +126,7 @@ def test_the_local_deployment_is_the_one_of_al_serve() -> None:
 
 
 def test_the_nightly_example_is_off_and_never_runs_twice_at_once() -> None:
-    nightly = next(found for found in PREFECT_YAML["deployments"] if found["name"] == "nightly")
+    nightly = next(found for found in PREFECT_YAML["deployments"] if "nightly.nightly" in found["entrypoint"])
     assert nightly["schedules"] == [{"cron": "0 2 * * *", "timezone": "UTC", "active": False}]
     assert nightly["concurrency_limit"]["limit"] == 1
 
@@ -307,11 +307,11 @@ def test_prefect_yaml_is_deployed_a_worker_takes_it_up_and_its_night_is_schedule
         prefect(environment, program, tmp_path)
     listed = prefect(environment, ["prefect", "deployment", "ls"], tmp_path)  # HTTP 422 with fastapi 0.151 to 0.154
     assert "benchmark/local" in listed
-    assert "benchmark/nightly" in listed
+    assert "nightly/local" in listed
     (worker,) = programs(OURS["worker"])
     assert "started" in prefect(environment, [*worker, "--run-once"], tmp_path)
 
-    nightly = ask(environment, "GET", "deployments/name/benchmark/nightly")
+    nightly = ask(environment, "GET", "deployments/name/nightly/local")
     assert nightly["pull_steps"] == [], "nothing may tie a deployment to the folder it was made in"
     runs = {"deployments": {"id": {"any_": [nightly["id"]]}}}
     assert ask(environment, "POST", "flow_runs/filter", runs) == []

@@ -23,14 +23,14 @@ from al_models.parts.images import decode
 from al_models.registry import create
 from flows.runfile import MethodRun, RunFile, read_run_file, to_toml
 from flows.runners import runner_for
-from flows.search import JUDGED, Outcome, search
+from flows.search import Outcome, search
 from flows.searchrun import SearchRun
 from storage.errors import DatasetError
 from storage.records import RunRecord, read_records
 from storage.samples import Sample, content_hash, sample_id
 from storage.store import Store
 from tasks.handles import Cell, Validated
-from tasks.hold_out import KINDS, Reader, hold_out, split_of
+from tasks.hold_out import KINDS, RULES, Reader, hold_out, split_of
 from tasks.ingest import ingest
 from tasks.policy import Policy
 from tasks.prepare import prepare
@@ -273,7 +273,7 @@ def test_gray_images_of_16_bits_stay_gray_and_are_all_judged(tmp_path: Path) -> 
     (drawn,) = {path for path in Path(root).glob("folder.part/test/*/*.png") if path.parent.name == "cut_paste"}
     found = decode(drawn.read_bytes())
     assert (found.mode, found.bit_depth, found.width, found.height) == ("L", 8, 40, 48)
-    accepted = accepted_samples(judged(tmp_path, "folder", Path(root), "folder.part", Policy(rules=JUDGED)))
+    accepted = accepted_samples(judged(tmp_path, "folder", Path(root), "folder.part", Policy(rules=dict(RULES))))
     assert len(accepted) == 8
 
 

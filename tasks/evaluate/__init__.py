@@ -59,6 +59,21 @@ def evaluate(
 ) -> RunRecord:
     """The cell's record, written to the store. Beside it, for the report: `images.parquet`, `masks`, `curves.json`,
     `groups.json` and `replicates.parquet`. `parts`: keys of what `count_part` has counted of it."""
+    found = judge(cell, validated, calibration, maps, parts)
+    keys = {"catalogue": validated.category.catalogue, "images": validated.prepared.images}
+    keys |= {"verdict": validated.verdict, "model": model}
+    keys |= {"suspects": validated.suspects} if validated.suspects else {}
+    keys |= {"calibration": calibration, "maps": maps, "evaluation": found.key}
+    keys |= {"features": features} if features else {}
+    store = Store(validated.category.store)
+    record = _record(store, cell, validated, keys, found)
+    if read_record(store, record.key()) != record:
+        write_record(store, record)
+    return record
+
+
+def judge(cell: Cell, validated: Validated, calibration: str, maps: str, parts: Sequence[str] = ()) -> Artifact:
+    """What `evaluate` makes a record of."""
     store = Store(validated.category.store)
     key = step_key(
         "evaluations",
@@ -71,15 +86,7 @@ def evaluate(
         rate=cell.false_reject_rate,
         code=code_fingerprint(*_CODE),
     )
-    found = run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps, parts))
-    keys = {"catalogue": validated.category.catalogue, "images": validated.prepared.images}
-    keys |= {"verdict": validated.verdict, "model": model}
-    keys |= {"suspects": validated.suspects} if validated.suspects else {}
-    keys |= {"calibration": calibration, "maps": maps, "evaluation": key} | ({"features": features} if features else {})
-    record = _record(store, cell, validated, keys, found)
-    if read_record(store, record.key()) != record:
-        write_record(store, record)
-    return record
+    return run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps, parts))
 
 
 def _evaluate(

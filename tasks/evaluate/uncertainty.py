@@ -11,7 +11,6 @@ import pandas as pd
 
 from al_models.metrics import Replicates, interval, mean_replicates, replicates, threshold_replicates
 from storage.errors import Damaged, NotInStore
-from storage.records import RunRecord
 from storage.samples import Sample
 from storage.store import Draft, Store
 from tasks.evaluate.pixels import CountedPixels
@@ -60,9 +59,10 @@ def write_replicates(store: Store, draft: Draft, found: Mapping[str, Replicates]
     store.write_bytes(f"{draft.folder}/{_FILE}", buffer.getvalue())
 
 
-def read_replicates(store: Store, record: RunRecord) -> dict[str, Replicates]:
-    """Metric -> replicates of a finished cell; empty when its evaluation is gone. Raises Damaged for a damaged file."""
-    found = store.find(record.keys.get("evaluation", ""))
+def read_replicates(store: Store, evaluation: str | None) -> dict[str, Replicates]:
+    """Metric -> replicates of an evaluation, given by its key; empty when it is gone. Raises Damaged for a damaged
+    file."""
+    found = store.find(evaluation or "")
     if found is None:
         return {}
     try:

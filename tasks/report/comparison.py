@@ -78,7 +78,7 @@ def _read(store: Store, record: RunRecord) -> dict[str, Replicates] | str:
     from tasks.evaluate.uncertainty import read_replicates  # loads torch, which the data page can do without
 
     try:
-        found = read_replicates(store, record)
+        found = read_replicates(store, record.keys.get("evaluation"))
     except (StorageError, OSError) as error:
         return f"its replicates could not be read ({error})"
     if not found:

@@ -154,8 +154,8 @@ def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     import torch
 
     from flows.category import listed, shared_spec
-    from flows.sweep import _inputs
     from tasks.calibrate import calibrate
+    from tasks.compute import inputs_of
     from tasks.evaluate import evaluate
     from tasks.extract import extract
     from tasks.fit import fit
@@ -171,7 +171,7 @@ def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     for source in run.data:
         for category in listed(store, source, ingest.fn).categories:
             for cell in run.cells(category.dataset, category.category):
-                size, spec = _inputs(cell)
+                size, spec = inputs_of(cell)
                 validated = validate.fn(prepare.fn(category, size), run.validation)
                 features = None if spec is None else extract.fn(validated, spec, run.device)
                 if spec == shared_spec(size):

@@ -1,0 +1,103 @@
+"""Every night: take in what is new, refit, prove the result against the model in use, promote it or not, tell."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed, State
+
+from flows.alerts import alert, one_at_a_time
+from flows.category import first_failure
+from flows.runfile import NightlyRun
+from flows.runners import ThreadsRunner, on_asked_runner
+from flows.sweep import Sweep
+from flows.watch import Watch
+from storage.models import Registry
+from storage.nights import Decision, write_decision
+from storage.records import RunRecord
+from storage.store import Store
+from tasks.challenge import Night, challenge
+from tasks.compute import inputs_of
+from tasks.hold_out import FOLDER
+from tasks.report.nights import nights_report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a night ended with."""
+
+    report: str
+    """Path of nights.html."""
+    decisions: list[Decision]
+    """Of each model, in the order of the run."""
+    left: str | None = None
+    """Why nothing was done: another night is at work."""
+
+
+@flow(name="nightly", flow_run_name="nightly {run.title}", task_runner=ThreadsRunner())
+def nightly(run: NightlyRun) -> State[Outcome]:
+    """One night. A model that fails its night keeps its champion, and stops no other."""
+    run.check()
+    ended = on_asked_runner(nightly, run)  # a deployment starts every run on threads
+    if ended is not None:
+        return ended
+    store = Store(run.store)
+    store.check_format()
+    with ExitStack() as alone:
+        if not one_at_a_time(alone, store, "nightly"):
+            left = "another night is at work on this store"
+            return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
+        decisions, page = _night(run, store)
+    alarms = {decision.name: decision.alarms for decision in decisions if decision.alarms}
+    for name, told in alarms.items():
+        alert(name, told, page)
+    promoted = sum(decision.outcome == "promoted" for decision in decisions)
+    message = f"{promoted} of {len(decisions)} models promoted, {len(alarms)} to be looked at; see {page}"
+    failed = any(decision.outcome == "failed" for decision in decisions)
+    return (Failed if failed else Completed)(data=Outcome(page, decisions), message=message)
+
+
+def _night(run: NightlyRun, store: Store) -> tuple[list[Decision], str]:
+    """The decisions, and the page about them."""
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    night = Night(began, run.gate, str(Path(run.report).resolve() / FOLDER), run.keep)
+    with Watch(store, "nightly") as watch:
+        sweep = Sweep(run.as_benchmark(), store, watch)
+        watch.expect(len(sweep))
+        started, records = [], []
+        for record in sweep.records():
+            records.append(record)
+            watch.show(records)
+            started.append((record, _start(night, sweep, record) if record.status == "done" else None))
+        started.sort(key=lambda one: sweep.places[one[0].cell])
+        decisions = [_decision(store, began, record, future) for record, future in started]
+        page = nights_report(store.url, run.report, [decision.name for decision in decisions])
+        watch.report(page)
+    return decisions, page
+
+
+def _start(night: Night, sweep: Sweep, record: RunRecord) -> PrefectFuture[Decision]:
+    """The proof of a cell that came through."""
+    shared = next(one for one in sweep.categories if one.category.name == f"{record.dataset}/{record.category}")
+    (cell,) = sweep.run.cells(record.dataset, record.category)
+    size, spec = inputs_of(cell)
+    return challenge.submit(night, cell, shared.inputs(size, spec)["validate"], record)
+
+
+def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture[Decision] | None) -> Decision:
+    """What was decided; that nothing could be, where a step failed."""
+    failure = None if future is None else first_failure({"challenge": future})
+    if future is not None and failure is None:
+        return future.result()
+    why = record.reason if failure is None else f"{failure[0]}: {failure[1]}"
+    champion = Registry(store).aliases(f"{record.dataset}/{record.category}").points.get("champion")
+    stopped = (why or "").split(":")[0] in ("ingest", "validate", "suspect")
+    outcome = "stopped" if stopped else "failed"
+    decision = Decision(record.dataset, record.category, began, outcome, why or "no reason is known", champion)
+    write_decision(store, decision)
+    return decision

@@ -1,0 +1,88 @@
+"""What a night decided about a model, and why: one JSON file a night and model, never changed afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from storage.errors import Damaged
+from storage.store import Store
+
+Outcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
+"""The challenger is champion; the gate kept the champion; nothing was new; the data may not be learned from; a step
+failed."""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+_ROOT = "nights"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the gate."""
+
+    name: str
+    passed: bool
+    said: str
+    """What was found, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a night decided about one model."""
+
+    dataset: str
+    category: str
+    night: str
+    """When it began: UTC time, ISO 8601."""
+    outcome: Outcome
+    why: str
+    """In a sentence."""
+    champion: int | None = None
+    """Version in use from then on; None: there is none."""
+    challenger: int | None = None
+    """Version that was proven; None: there was none."""
+    checks: list[Check] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the version in use from then on; fractions in 0..1."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Images by use, and `new`: good training images that the champion had not seen."""
+    drift: list[dict[str, Any]] = field(default_factory=list)
+    """Each statistic of the new images against the champion's held-out images (`al_models.drift.Change`)."""
+    seconds: float = 0.0
+    """Of the model's night, by the clock."""
+
+    @property
+    def name(self) -> str:
+        """`data set/category`."""
+        return f"{self.dataset}/{self.category}"
+
+    @property
+    def alarms(self) -> list[str]:
+        """What a person should look at in the morning."""
+        told = [] if self.outcome in ("promoted", "unchanged") else [f"{self.outcome}: {self.why}"]
+        return told + [f"drift: {one['statistic']} {_drifted(one)}" for one in self.drift if one["changed"]]
+
+
+def _drifted(change: dict[str, Any]) -> str:
+    return f"from {change['before']:.4g} to {change['now']:.4g} (adjusted p = {change['adjusted']:.2g})"
+
+
+def write_decision(store: Store, decision: Decision) -> str:
+    """Keep it; its key."""
+    key = f"{_ROOT}/{decision.name}/{decision.night.replace(':', '')}.json"
+    store.write_json(key, asdict(decision))
+    return key
+
+
+def read_decisions(store: Store, name: str | None = None) -> Iterator[Decision]:
+    """Those of a model, or of all, by model and night. Raises Damaged for a file that is none."""
+    known = {f.name for f in fields(Decision)}
+    for key in store.list(_ROOT if name is None else f"{_ROOT}/{name}"):
+        if not key.endswith(".json"):
+            continue
+        values = store.read_json(key)
+        try:
+            kept = {field: value for field, value in values.items() if field in known}
+            yield Decision(**kept | {"checks": [Check(**check) for check in values["checks"]]})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise Damaged(f"{key} is no decision of a night ({error}); delete the file") from error

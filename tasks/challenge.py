@@ -1,0 +1,208 @@
+"""Prove a night's model against the one in use, on the same images, and put it into use if it passes the gate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from al_models.calibration import rejected_p_value
+from al_models.metrics import Replicates, compare
+from storage.models import Registry
+from storage.models.versions import ModelVersion
+from storage.nights import Check, Decision, write_decision
+from storage.records import RunRecord
+from storage.store import Artifact, Store
+from tasks.compute import inputs_of
+from tasks.evaluate import judge
+from tasks.evaluate.uncertainty import read_replicates
+from tasks.extract import extract
+from tasks.gate import METRICS, Gate
+from tasks.handles import Cell, Validated
+from tasks.hold_out import RULES, put, split_of_held_out
+from tasks.ingest import ingest
+from tasks.policy import Policy
+from tasks.predict import predict
+from tasks.prepare import prepare
+from tasks.register import load_version, register
+from tasks.stored import accepted_samples
+from tasks.validate import validate
+
+_A_SECOND = 1.0
+_MIB = 256.0
+"""Differences that are the machine's, not the model's."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """What the parts of a night share."""
+
+    began: str
+    """UTC time, ISO 8601."""
+    gate: Gate
+    folder: str
+    """Where data sets with synthetic defects are put."""
+    keep: int
+    """Newest versions to keep."""
+
+
+@task(name="challenge", task_run_name="challenge {cell.dataset}/{cell.category}", cache_policy=NO_CACHE)
+def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord) -> Decision:
+    """Register the cell's model, prove it against the champion, and promote it or not; the decision is kept.
+
+    Not retried: what it has decided once stands. Raises Conflict when another process switches the aliases meanwhile.
+    """
+    started, store = time.perf_counter(), Store(validated.category.store)
+    registry = Registry(store)
+    label = register.fn(store.url, record.key(), "nightly", f"the night of {night.began}")
+    challenger, aliases = registry.resolve(label), registry.aliases(validated.name)
+    number = aliases.points.get("champion")
+    champion = None if number is None else load_version(store, f"{validated.name}@{number}").version
+    decision = Decision(
+        cell.dataset,
+        cell.category,
+        night.began,
+        "unchanged",
+        f"nothing has changed since version {challenger.number} was made",
+        champion=number,
+        challenger=challenger.number,
+        metrics=record.metrics,
+        counts=record.counts | {"new": len(_new_images(champion, challenger))},
+    )
+    if number != challenger.number:
+        was_champion = any(switch.points.get("champion") == challenger.number for switch in aliases.history)
+        decision = _proven(night, cell, validated, record, decision, champion, challenger, was_champion)
+        if decision.outcome == "promoted":
+            registry.promote(challenger, who="nightly", why=decision.why, revision=aliases.revision)
+    registry.collect(validated.name, night.keep)
+    decision = replace(decision, seconds=round(time.perf_counter() - started, 3))
+    write_decision(store, decision)
+    return decision
+
+
+def _new_images(champion: ModelVersion | None, challenger: ModelVersion) -> set[str]:
+    """Good images that the champion had nothing to do with."""
+    now = {*challenger.lineage.fitted_on, *challenger.lineage.held_out}
+    return now if champion is None else now - {*champion.lineage.fitted_on, *champion.lineage.held_out}
+
+
+def _proven(
+    night: Night,
+    cell: Cell,
+    validated: Validated,
+    record: RunRecord,
+    decision: Decision,
+    champion: ModelVersion | None,
+    challenger: ModelVersion,
+    was_champion: bool,
+) -> Decision:
+    """The decision once all checks are made."""
+    checks = [_rejects(record, night.gate)]
+    if was_champion:
+        said = f"version {challenger.number} was in use before and was taken back; only a person promotes it again"
+        checks = [Check("not taken back", False, said)]
+    elif champion is not None:
+        checks = [*_against(night, cell, validated, record, champion, challenger), *checks]
+    failed = [check.said for check in checks if not check.passed]
+    if failed:
+        in_use = {} if champion is None else champion.metrics
+        return replace(decision, outcome="kept", why="; ".join(failed), checks=checks, metrics=in_use)
+    why = "there was no champion" if champion is None else checks[0].said
+    return replace(decision, outcome="promoted", why=why, checks=checks, champion=challenger.number)
+
+
+def _rejects(record: RunRecord, gate: Gate) -> Check:
+    """Whether the threshold rejects as many good test images as it promised, or fewer, within chance."""
+    asked, did = record.calibration["image"], record.calibration.get("realised", {})
+    good = record.counts.get("test_good", 0)
+    if asked["value"] is None:
+        return Check("false rejects", False, f"there is no threshold: {asked.get('note')}")
+    if not good or "false_reject_rate" not in did:
+        return Check("false rejects", True, "no good test image could show more rejects than were promised")
+    rejected = round(did["false_reject_rate"] * good)
+    p_value = rejected_p_value(rejected, good, asked["n"], asked["rate"])
+    said = f"{rejected} of {good} good test images rejected, {asked['rate']:.1%} promised (p = {p_value:.2g})"
+    return Check("false rejects", p_value > gate.alpha, said)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A model on the images that decide."""
+
+    replicates: Mapping[str, Replicates]
+    predicted: Artifact
+
+
+def _against(
+    night: Night,
+    cell: Cell,
+    validated: Validated,
+    record: RunRecord,
+    champion: ModelVersion,
+    challenger: ModelVersion,
+) -> list[Check]:
+    """The challenger against the champion on the same images: quality, seconds, memory."""
+    gate, asked = night.gate, METRICS if night.gate.metric is None else (night.gate.metric,)
+    theirs = replace(cell, method=champion.method, params=champion.params, seed=champion.seed)
+    where = "the labelled test set"
+    if not any(name in record.metrics for name in asked):
+        validated, where = _synthetic(night, cell, validated, challenger), "synthetic defects in held-out images"
+        cell, theirs = (_moved(each, validated) for each in (cell, theirs))
+    new, old = (
+        _judged(each, validated, record, version.key) for each, version in ((cell, challenger), (theirs, champion))
+    )
+    metric = next((name for name in asked if name in new.replicates and name in old.replicates), None)
+    if metric is None:
+        quality = Check("quality", False, f"none of {', '.join(asked)} can be had on {where}; name another metric")
+    else:
+        quality = _quality(metric, new.replicates[metric], old.replicates[metric], where)
+    return [quality, *_costs(new.predicted, old.predicted, gate)]
+
+
+def _synthetic(night: Night, cell: Cell, validated: Validated, challenger: ModelVersion) -> Validated:
+    """Images that the challenger has not learned from, half of them with a defect drawn into them."""
+    line = challenger.lineage
+    split = split_of_held_out(accepted_samples(validated), line.fitted_on, line.held_out, cell.seed)
+    root = put(validated, night.folder, split, cell.seed)
+    (category,) = ingest.fn(validated.category.store, "folder", root).categories
+    return validate.fn(prepare.fn(category, validated.prepared.image_size), Policy(rules=dict(RULES)))
+
+
+def _moved(cell: Cell, validated: Validated) -> Cell:
+    return replace(cell, dataset=validated.category.dataset, category=validated.category.category)
+
+
+def _judged(cell: Cell, validated: Validated, record: RunRecord, model: str) -> _Judged:
+    """`model`: key of a version, whose folder holds its state as a fit's does."""
+    store, (size, spec) = Store(validated.category.store), inputs_of(cell)
+    if size != validated.prepared.image_size:  # the verdict is about the files, whatever they are resized to
+        validated = replace(validated, prepared=prepare.fn(validated.category, size))
+    features = None if spec is None else extract.fn(validated, spec, cell.device)
+    maps = predict.fn(cell, validated, features, model)
+    found = judge(cell, validated, record.keys["calibration"], maps)
+    return _Judged(read_replicates(store, found.key), store.get(maps))
+
+
+def _quality(metric: str, new: Replicates, old: Replicates, where: str) -> Check:
+    found = compare(new, old)
+    said = f"{metric} {100 * new.estimate:.2f} against {100 * old.estimate:.2f} % on {where}"
+    if found.low is None or found.high is None:
+        return Check("quality", found.difference >= 0, f"{said}, too few images for an interval")
+    said += f", difference {100 * found.difference:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+    return Check("quality", found.high >= 0, said)
+
+
+def _costs(new: Artifact, old: Artifact, gate: Gate) -> list[Check]:
+    """Prediction of as many images on this machine."""
+    checks = []
+    for name, field, unit, most, slack in (
+        ("seconds", "seconds", "s", gate.slower, _A_SECOND),
+        ("memory", "peak_memory_mb", "MiB", gate.larger, _MIB),
+    ):
+        ours, theirs = new.meta[field], old.meta[field]
+        said = f"{ours:.4g} {unit} for {len(new.meta['ids'])} images against {theirs:.4g} {unit}"
+        checks.append(Check(name, ours <= most * theirs + slack, f"{said}, {most:g} times as much is allowed"))
+    return checks

@@ -1,0 +1,239 @@
+"""Nights on small data: what is promoted, what is kept, who is told, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command, eventually
+
+import flows.alerts
+from flows.alerts import alert, one_at_a_time, tell
+from flows.nightly import Outcome, nightly
+from flows.runfile import DataSource, MethodRun, NightlyRun
+from flows.runners import runner_for
+from storage.models import Registry
+from storage.nights import Decision, read_decisions
+from storage.store import Store
+from tasks.demo_data import make_demo_data
+from tasks.gate import Gate
+
+pytestmark = [
+    pytest.mark.usefixtures("api"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+NAME = "mvtec_ad/brick"
+
+
+class Plant:
+    """A place where new good images arrive every day, and whose nights can be run."""
+
+    def __init__(self, root: Path, labelled: bool = True) -> None:
+        self.root, self.data = root, root / "data"
+        make_demo_data(root / "all", train=24, validation=8, good=6, defects_per_type=2, size=64)
+        shutil.copytree(root / "all" / "brick", self.data / "brick")
+        if not labelled:
+            shutil.rmtree(self.data / "brick" / "test")
+        self.to_come = sorted((self.data / "brick" / "train" / "good").iterdir())[18:]
+        (root / "later").mkdir()
+        for path in self.to_come:
+            shutil.move(path, root / "later")
+        self.store = Store(str(root / "store"))
+        self.registry = Registry(self.store)
+
+    def deliver(self, images: int) -> None:
+        """So many new good images."""
+        for path in sorted((self.root / "later").iterdir())[:images]:
+            shutil.move(path, self.data / "brick" / "train" / "good")
+
+    def run(self, **changes: Any) -> NightlyRun:
+        """What a night is to do."""
+        source = DataSource(dataset="mvtec_ad", root=str(self.data), categories=["brick"])
+        method = MethodRun(name="padim", params={"image_size": 64, "channels": 10})
+        places = {"store": self.store.url, "report": str(self.root / "report")}
+        return NightlyRun(
+            **{"data": [source], "method": method, "workers": 1, "false_reject_rate": 0.2, **places, **changes}
+        )
+
+    def night(self, **changes: Any) -> Decision:
+        """One night."""
+        (decision,) = self.outcome(**changes).decisions
+        assert decision in list(read_decisions(self.store, NAME))
+        return decision
+
+    def outcome(self, **changes: Any) -> Outcome:
+        """What the flow gives."""
+        run = self.run(**changes)
+        state = nightly.with_options(task_runner=runner_for(run))(run, return_state=True)
+        outcome = state.result(raise_on_failure=False)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        """Which version is what."""
+        return self.registry.aliases(NAME).points
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    return Plant(tmp_path_factory.mktemp("plant"))
+
+
+# One plant's story; each test is a night, in the order of the file.
+
+
+def test_the_first_night_puts_a_first_version_into_use(plant: Plant) -> None:
+    decision = plant.night()
+    assert (decision.outcome, decision.why) == ("promoted", "there was no champion")
+    assert plant.aliases == {"champion": 1}
+    assert decision.counts["new"] == 18 + 8
+    assert [check.name for check in decision.checks] == ["false rejects"]
+    assert decision.alarms == []
+
+
+def test_a_night_without_anything_new_changes_nothing(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "draft", lambda _, key: pytest.fail(f"{key} is computed again"))
+    decision = plant.night()
+    assert decision.outcome == "unchanged"
+    assert decision.why == "nothing has changed since version 1 was made"
+    assert plant.aliases == {"champion": 1}
+
+
+def test_new_images_make_a_version_that_is_proven_and_promoted(plant: Plant) -> None:
+    plant.deliver(3)
+    decision = plant.night()
+    assert decision.outcome == "promoted"
+    assert decision.counts["new"] == 3
+    assert {check.name: check.passed for check in decision.checks} == {
+        "quality": True, "seconds": True, "memory": True, "false rejects": True,
+    }  # fmt: skip
+    assert "on the labelled test set, difference" in decision.why
+    assert plant.aliases == {"champion": 2, "previous": 1}
+    copied = [meta for key in plant.store.list("features") if key.endswith("manifest.json")
+              if (meta := plant.store.read_json(key)["meta"])["copied"]]  # fmt: skip
+    assert len(copied) == 1
+    assert copied[0]["copied"] == len(copied[0]["ids"]) - 3
+
+
+def test_what_a_person_has_taken_back_stays_back(plant: Plant) -> None:
+    plant.registry.rollback(NAME, who="test", why="too nervous")
+    assert plant.aliases["champion"] == 1
+    decision = plant.night()
+    assert decision.outcome == "kept"
+    assert "version 2 was in use before and was taken back" in decision.why
+    assert plant.aliases["champion"] == 1
+    assert decision.alarms == [f"kept: {decision.why}"]
+
+
+def test_a_challenger_that_costs_too_much_is_kept_out(plant: Plant) -> None:
+    plant.deliver(1)
+    decision = plant.night(gate=Gate(larger=1e-9))
+    assert decision.outcome == "kept"
+    assert "MiB for 14 images against" in decision.why
+    assert (decision.champion, decision.challenger, plant.aliases["champion"]) == (1, 3, 1)
+    assert decision.metrics == plant.registry.resolve(NAME).metrics
+
+
+def test_data_that_may_not_be_learned_from_end_the_night_with_the_old_champion(plant: Plant) -> None:
+    good = plant.data / "brick" / "train" / "good"
+    shutil.move(good, plant.root / "aside")
+    good.mkdir()
+    (good / "000.png").write_bytes(b"no picture")
+    try:
+        decision = plant.night()
+    finally:
+        shutil.rmtree(good)
+        shutil.move(plant.root / "aside", good)
+    assert decision.outcome == "stopped"
+    assert decision.champion == plant.aliases["champion"] == 1
+    assert decision.alarms == [f"stopped: {decision.why}"]
+
+
+def test_the_morning_page_tells_all_of_it(plant: Plant) -> None:
+    page = Path(plant.outcome().report).read_text(encoding="utf-8")
+    for said in ("taken back", "no champion", "nothing has changed", "MiB for 14 images", "What the night decided"):
+        assert said in page
+    assert page.count("<tr>") > 7
+
+
+def test_without_labelled_images_synthetic_defects_decide(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, labelled=False)
+    assert plant.night().outcome == "promoted"
+    plant.deliver(2)
+    decision = plant.night()
+    assert "on synthetic defects in held-out images" in decision.checks[0].said
+    assert decision.outcome in ("promoted", "kept")
+    assert {record.dataset for record in plant.registry.versions(NAME)} == {"mvtec_ad"}
+
+
+# alone, and told
+
+
+def test_a_second_night_on_the_same_store_leaves(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows.alerts, "_WAIT_S", 1.0)
+    with ExitStack() as first:
+        assert one_at_a_time(first, plant.store, "nightly")
+        before = len(list(read_decisions(plant.store, NAME)))
+        outcome = plant.outcome()
+        assert outcome.left == "another night is at work on this store"
+        assert len(list(read_decisions(plant.store, NAME))) == before
+    with ExitStack() as second:
+        assert one_at_a_time(second, plant.store, "nightly")
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """An address, and what was posted to it."""
+    posted: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/alarm", posted
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_alarms_reach_a_webhook(webhook: tuple[str, list[dict[str, str]]]) -> None:
+    url, posted = webhook
+    tell("http://127.0.0.1:9/nobody")
+    tell(url)  # the address that counts
+
+    def told() -> bool:
+        alert(NAME, ["kept: pro is lower", "drift: brightness"], "report/nights.html")
+        return eventually(lambda: posted, within=5)
+
+    assert eventually(told, within=60, every=1)
+    assert posted[0]["subject"] == f"{NAME} needs a look"
+    assert posted[0]["body"] == "kept: pro is lower; drift: brightness (report/nights.html)"
+
+
+def test_the_command_runs_a_night_from_a_file(plant: Plant, al: Command) -> None:
+    path = plant.root / "night.toml"
+    lines = [f'store = "{plant.store.url}"', f'report = "{plant.root / "report"}"', "false_reject_rate = 0.2"]
+    lines += ["[[data]]", 'dataset = "mvtec_ad"', f'root = "{plant.data}"', 'categories = ["brick"]']
+    lines += ["[method]", 'name = "padim"', "params = {image_size = 64, channels = 10}"]
+    path.write_text("\n".join(lines))
+    code, out, err = al("nightly", str(path))
+    assert code == 0, err
+    assert f"{NAME}: unchanged, nothing has changed since version 3 was made" in out
+    assert "nights.html" in out
