@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from flows import server
 
@@ -60,11 +61,17 @@ def pytest_unconfigure() -> None:
     _PREFECT_HOME.cleanup()
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that share something go to one process: a method's checks its fits, a file's tests its fixtures."""
-    # Later is too late: pytest-xdist looks at the groups before any other plugin sees all items.
-    method = getattr(item, "callspec", None) and item.callspec.params.get("method")
-    item.add_marker(pytest.mark.xdist_group(str(method or item.path.stem)))
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests that share something go to one process: a method's checks share its fits, a file's tests fixtures."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return test.partition("[")[2].partition("-")[0] if test.startswith("test_contract[") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Our own, since the marks of `--dist=loadgroup` are lost between pytest 9.2 and pytest-xdist 3.8."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
