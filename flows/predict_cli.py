@@ -24,7 +24,9 @@ def predict(
     out: Annotated[str, typer.Option(help="Folder for what is found; it goes on where it was.")] = "al-predictions",
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    watch: Annotated[float | None, typer.Option(help="Look for new images every so many seconds, until Ctrl-C.")] = None,
+    watch: Annotated[
+        float | None, typer.Option(help="Look for new images every so many seconds, until Ctrl-C.")
+    ] = None,
 ) -> None:
     """Judge images with a registered model: score, decision, regions; which do not look like the model's at all."""
     from pydantic import ValidationError

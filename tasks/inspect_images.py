@@ -4,8 +4,8 @@
     maps/*.tiff                  float16, at the size that the detector works at
     masks/*.png, overlays/*.png  the pixels above the threshold, at the image's own size; the heat-map over the image
 
-The files of an image are on disk before its line is, and are named by path, content and version. So an image with a line
-has all its files, and one without is judged again into the same names.
+The files of an image are on disk before its line is, and are named by path, content and version. So an image with a
+line has all its files, and one without is judged again into the same names.
 """
 
 from __future__ import annotations

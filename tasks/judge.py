@@ -138,7 +138,9 @@ class Judge:
         detector = self.loaded.detector
         batch = ImageBatch(ids, images if detector.traits.needs_images else None, features)
         prediction = detector.predict(batch, self.runtime)
-        seen = pooled(features.values()) if features else np.array([[one.light[name] for name in LIGHT] for one in opened])
+        seen = (
+            pooled(features.values()) if features else np.array([[one.light[name] for name in LIGHT] for one in opened])
+        )
         distances = self.loaded.reference.scope.distance(seen)
         deviations = self.loaded.reference.scope.deviations(seen)
         p = p_values(self.loaded.scores, prediction.scores)
@@ -171,4 +173,3 @@ class Judge:
             features=float(distance),
             map=map.astype(np.float16),
         )
-

@@ -1,7 +1,7 @@
 """What an inspection found, for people and other programs: CSV, JSON, COCO, and whether the batch has drifted.
 
-All of it is made from the journal, a line in memory at a time, and is written whole or not at all. An image counts once,
-with what was said of it last. One whose content has changed under the same path is another image.
+All of it is made from the journal, a line in memory at a time, and is written whole or not at all. An image counts
+once, with what was said of it last. One whose content has changed under the same path is another image.
 """
 
 from __future__ import annotations
