@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -18,11 +19,14 @@ from prefect.states import Completed, State
 from flows.predict_run import PredictRun
 from flows.runners import ThreadsRunner
 from flows.watch import Watch
+from storage.errors import DatasetError
 from storage.settled import Settled
 from storage.store import Store
 from tasks.inspect_images import Inspection, judge_images
 from tasks.register import load_version
 from tasks.summarise import Summary, summarise
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 128
 """Images of a task: some seconds of work."""
@@ -76,13 +80,22 @@ def _until_stopped(run: PredictRun, every: float, work: _Work) -> Summary:
     settled, summed_up = Settled(), (-1, time.monotonic())
     with _stopped() as stop:
         while True:
-            work.judge(settled.look(run.paths()))
+            work.judge(settled.look(_there(run)))
             done, when = summed_up
             if work.done > done and (done < 0 or time.monotonic() - when >= _SUMMARISE_EVERY_S):
                 work.summarise(_NEWEST)
                 summed_up = work.done, time.monotonic()
             if stop.wait(every):
                 return work.summarise(_NEWEST)
+
+
+def _there(run: PredictRun) -> list[str]:
+    """The images that are there now; none while a folder is away, as a network drive may be."""
+    try:
+        return run.paths()
+    except DatasetError as error:
+        logger.warning("%s; it is looked for again", error)
+        return []
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def deploy(folder: Path) -> list[str]:
     from flows.benchmark import benchmark
     from flows.demo import demo_run
     from flows.ingest import ingest
+    from flows.predict import predict
     from flows.runfile import IngestRun
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
@@ -74,6 +75,7 @@ def deploy(folder: Path) -> list[str]:
             parameters={"run": IngestRun(data=run.data, store=run.store, report=run.report).model_dump()},
             **common,
         ),
+        predict.to_deployment(description="Judge images with a registered version of a model.", **common),
     ]
     for deployment in deployments:
         deployment.apply()

@@ -133,16 +133,13 @@ class Judge:
 
     def _judged(self, opened: Sequence[Opened]) -> list[Judged]:
         images = torch.from_numpy(np.stack([one.small for one in opened]))  # (n, h, w, 3)
-        features = self._features(images)
+        features, detector, scope = self._features(images), self.loaded.detector, self.loaded.reference.scope
         ids = tuple(one.id for one in opened)
-        detector = self.loaded.detector
         batch = ImageBatch(ids, images if detector.traits.needs_images else None, features)
         prediction = detector.predict(batch, self.runtime)
-        seen = (
-            pooled(features.values()) if features else np.array([[one.light[name] for name in LIGHT] for one in opened])
-        )
-        distances = self.loaded.reference.scope.distance(seen)
-        deviations = self.loaded.reference.scope.deviations(seen)
+        lights = np.array([[one.light[name] for name in LIGHT] for one in opened])  # (n, 3)
+        seen = pooled(features.values()) if features else lights
+        distances, deviations = scope.distance(seen), scope.deviations(seen)
         p = p_values(self.loaded.scores, prediction.scores)
         return [
             self._one(*values)
@@ -150,13 +147,16 @@ class Judge:
         ]
 
     def _features(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        """As `tasks.extract` stores them, in half precision: thresholds were set on such."""
+        """As `tasks.extract` stores them, in half precision: thresholds were set on such. Raises InvalidInput as it."""
         if self.spec is None:
             return {}
         from al_models.parts.backbone import cached_backbone  # timm takes seconds to import
 
         found = cached_backbone(self.spec, self.runtime.device)(images)
-        return {key: found[key].half() for key in self.spec.keys}
+        half = {key: found[key].half().cpu() for key in self.spec.keys}
+        if not all(bool(torch.isfinite(values).all()) for values in half.values()):
+            raise InvalidInput(f"its features of {self.spec.backbone} go beyond what half precision holds")
+        return half
 
     def _one(
         self, opened: Opened, map: np.ndarray, score: float, p_value: float, deviations: float, distance: float

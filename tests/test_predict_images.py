@@ -108,9 +108,11 @@ def test_images(known: Known) -> list[str]:
     return image_paths([str(known.data / "brick" / "test")], Path("nowhere"))
 
 
-def judged(known: Known, out: Path, paths: list[str], method: str = "padim") -> tuple[list[dict[str, Any]], Summary]:
+def judged(
+    known: Known, out: Path, paths: list[str], method: str = "padim", batch_size: int = 4
+) -> tuple[list[dict[str, Any]], Summary]:
     """The journal's lines after a run on these files."""
-    with Inspection(known.loaded(method), out, "cpu", 4) as inspection:
+    with Inspection(known.loaded(method), out, "cpu", batch_size) as inspection:
         inspection.take(paths)
         summary = summarise(inspection)
         return list(inspection.journal), summary
@@ -422,7 +424,7 @@ def test_killed_anywhere_it_leaves_no_gap_and_no_double(known: Known, test_image
     with Journal(tmp_path / JOURNAL) as journal:
         lines = list(journal)
     assert Counter(line["path"] for line in lines) == Counter(test_images)
-    wanted, _ = judged(known, tmp_path / "wanted", test_images)
+    wanted, _ = judged(known, tmp_path / "wanted", test_images, batch_size=2)
     assert [line["decision"] for line in lines] == [line["decision"] for line in wanted]
     for line in lines:
         for file in line["files"].values():
