@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from prefect.cache_policies import NO_CACHE
 from al_models.metrics import resize_map
 from al_models.metrics.keys import just_below
 from al_models.outlines import Region, regions_above
+from storage.errors import Damaged
 from storage.journal import Journal
 from storage.models.versions import STATE
 from storage.store import Store
@@ -65,17 +67,18 @@ class Inspection:
         self._store, self._known, self._scale = Store(str(self.out)), set[bytes](), _scale(loaded)
 
     def __enter__(self) -> Self:
-        """Raises InUse when another process works in the folder, Damaged for a journal that cannot be read."""
-        self.journal.__enter__()
-        try:
-            self._known = {key_of(line) for line in self.journal if line["id"]}
-        except BaseException:
-            self.journal.__exit__()
-            raise
+        """Raises InUse when another process works in the folder, Damaged for a journal that is not one of ours."""
+        with ExitStack() as stack:
+            stack.enter_context(self.journal)
+            try:
+                self._known = {key_of(line) for line in self.journal if line["id"]}
+            except KeyError as error:
+                raise Damaged(f"{self.journal.path} has a line without {error}; give another folder") from error
+            self._entered = stack.pop_all()  # an error lets go of the folder at once
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.journal.__exit__()
+        self._entered.close()
 
     def take(self, paths: Sequence[str], progress: Progress | None = None) -> Counter[str]:
         """Judge these files but for those that were judged before; how many there are of each decision."""

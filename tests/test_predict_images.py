@@ -370,6 +370,13 @@ def test_a_torn_line_is_dropped_and_a_bad_one_is_told(tmp_path: Path) -> None:
         list(journal)
 
 
+def test_a_folder_of_something_else_is_refused_and_let_go_of(known: Known, tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_text('{"n": 1}\n')
+    for _ in range(2):
+        with pytest.raises(Damaged, match=r"judged.jsonl has a line without 'id'; give another folder"):
+            judged(known, tmp_path, [])
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.jsonl"), pytest.raises(InUse, match="another process writes to"):
         Journal(tmp_path / "j.jsonl").__enter__()
