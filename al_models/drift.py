@@ -100,7 +100,8 @@ class Scope:
         if not len(learned) or not len(held_out):
             raise InvalidInput(f"{len(learned)} learned and {len(held_out)} held-out images; give at least one of each")
         learned = np.asarray(learned, np.float64)
-        covariance, _ = ledoit_wolf(learned)
+        d = learned.shape[1]
+        covariance = ledoit_wolf(learned)[0] if len(learned) > 1 else np.zeros((d, d))  # one image tells no spread
         covariance += 1e-9 * max(float(np.trace(covariance)) / len(covariance), 1e-12) * np.eye(len(covariance))
         scope = Scope(learned.mean(0), np.linalg.inv(np.linalg.cholesky(covariance)).T)
         logs = np.log(scope.distance(held_out))

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.models_cli import models_app
-from flows.terminal import StoreOption, console, errors, opened, percent
+from flows.predict_cli import predict
+from flows.terminal import StoreOption, console, errors, opened, percent, run_flow
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,6 +35,7 @@ app = typer.Typer(
 datasets_app = typer.Typer(add_completion=False)
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(models_app, name="models")
+app.command()(predict)
 
 _SHOWN = ("image_auroc", "pixel_auroc", "pro", "iou_max")
 """Metrics of the table in the terminal; the report has all."""
@@ -352,23 +353,18 @@ def _ingest(run: IngestRun) -> None:
 
 
 def _run_flow(entrypoint: str, run: Run) -> tuple[Any, bool]:
-    """(what the flow ended with, whether part of it failed); on the environment's Prefect server or a local one."""
-    from flows import server
+    """(what the flow ended with, whether part of it failed), on the runner that the run asks for."""
 
-    with server.connected() as url:  # starts in the background, while seconds of imports go on here
+    def ready() -> None:
         run.check()
         _check_writable(run)
+
+    def runner() -> Any:
         from flows.runners import runner_for
 
-        module, name = entrypoint.split(":")
-        flow = getattr(import_module(module), name)
-        server.wait_for(url)
-        errors.print(f"watch at {url.removesuffix('/api')}", style="dim", highlight=False)
-        state = flow.with_options(task_runner=runner_for(run))(run, return_state=True)
-        outcome = state.result(raise_on_failure=False)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome, state.is_failed()
+        return runner_for(run)
+
+    return run_flow(entrypoint, run, ready, runner)
 
 
 def _check_writable(run: Run) -> None:

@@ -116,7 +116,7 @@ def export_model(
     to: Annotated[str, typer.Option(help="A new folder.")],
     store: StoreOption = "al-store",
 ) -> None:
-    """Copy a version into a folder: its state and held-out values (safetensors), version.json and MODEL_CARD.md."""
+    """Copy a version into a folder: its arrays (safetensors), version.json and MODEL_CARD.md."""
     registry = _registry(store)
     version = registry.resolve(name)
     registry.export(version, to)

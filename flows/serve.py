@@ -53,6 +53,7 @@ def deploy(folder: Path) -> list[str]:
     from flows.demo import demo_run, demo_search
     from flows.ingest import ingest
     from flows.nightly import nightly
+    from flows.predict import predict
     from flows.runfile import IngestRun, NightlyRun
     from flows.search import search
 
@@ -90,6 +91,7 @@ def deploy(folder: Path) -> list[str]:
             tags=["nightly"],
             **common,
         ),
+        predict.to_deployment(description="Judge images with a registered version of a model.", **common),
     ]
     for deployment in deployments:
         deployment.apply()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +28,29 @@ def opened(url: str) -> Store:
         raise NotInStore(f"{url} is not a store; give the folder that `al benchmark --store` wrote to")
     store.check_format()
     return store
+
+
+def run_flow(
+    entrypoint: str, run: Any, ready: Callable[[], None], runner: Callable[[], Any] | None = None
+) -> tuple[Any, bool]:
+    """(what the flow ended with, whether part of it failed); on the environment's Prefect server or a local one.
+
+    `ready` raises when the run cannot begin. `runner`: where the steps run; None: where the flow says.
+    """
+    from flows import server
+
+    with server.connected() as url:  # starts in the background, while seconds of imports go on here
+        ready()
+        module, name = entrypoint.split(":")
+        flow = getattr(import_module(module), name)
+        asked = {} if runner is None else {"task_runner": runner()}
+        server.wait_for(url)
+        errors.print(f"watch at {url.removesuffix('/api')}", style="dim", highlight=False)
+        state = flow.with_options(**asked)(run, return_state=True)
+        outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome, state.is_failed()
 
 
 def percent(fraction: float | None) -> str:

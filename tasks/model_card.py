@@ -103,7 +103,8 @@ def _interval(version: ModelVersion, metric: str) -> str:
 def _limits(version: ModelVersion) -> str:
     lines = [
         f"For images of {escaped(version.name)} taken as those it learned from: the same camera, light and product. "
-        "After a change of any of them, fit and calibrate again.",
+        "After a change of any of them, fit and calibrate again. `al predict` says when a batch has changed, and does "
+        "not judge images that look like something else.",
         "A score says how unlike the good images an image is, not how bad a defect is. Defects that look like good "
         "parts, or that the image does not show, are missed.",
         "Metrics are of one test set; defects of other kinds may be found better or worse.",

@@ -18,7 +18,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput
-from al_models.parts.images import Decoded, decode, is_gray, perceptual_hash, resize, sharpness
+from al_models.parts.images import Decoded, decode, is_gray, light, perceptual_hash, resize
 from storage.errors import MaskError, NotInStore
 from storage.files import read_image
 from storage.listing import inside
@@ -69,7 +69,7 @@ COLUMNS = {
     "mask_height": "Int64",
     "mask_fraction": "Float64",
 }
-"""Of `facts.parquet`. Brightness and contrast are mean and standard deviation of the resized image, in 0..255."""
+"""Of `facts.parquet`. Brightness, contrast and sharpness are `al_models.parts.images.light` of the resized image."""
 
 
 @task(
@@ -215,9 +215,7 @@ def _describe(decoded: Decoded, small: np.ndarray) -> dict[str, Any]:
         "mode": decoded.mode,
         "bit_depth": decoded.bit_depth,
         "n_channels": decoded.n_channels,
-        "brightness": float(small.mean()),
-        "contrast": float(small.std()),
-        "sharpness": sharpness(small),
+        **light(small),
         "perceptual_hash": perceptual_hash(small).hex(),
         "constant": bool(constant),
         "note": decoded.note,

@@ -17,11 +17,12 @@ from al_models.parts.weights import weights_fingerprint
 from al_models.registry import create
 from storage.errors import Damaged, NotInStore
 from storage.models import Registry
-from storage.models.versions import HELD_OUT, STATE, Calibration, Features, Lineage, ModelVersion
+from storage.models.versions import HELD_OUT, REFERENCE, STATE, Calibration, Features, Lineage, ModelVersion
 from storage.records import RunRecord, read_record
 from storage.store import Store
 from tasks.calibrate import held_out_pixels
 from tasks.model_card import model_card
+from tasks.reference import Reference, reference_of
 from tasks.steps import retry_passing
 from tasks.stored import as_safetensors
 
@@ -76,6 +77,7 @@ def _add(registry: Registry, record: RunRecord) -> ModelVersion:
     files = {
         STATE: store.read_bytes(f"{model.folder}/state.safetensors"),
         HELD_OUT: as_safetensors(arrays),
+        REFERENCE: reference_of(store, record, model.meta, arrays["scores"]).to_bytes(),
     }
     parent = registry.aliases(f"{record.dataset}/{record.category}").points.get("champion")
     return registry.add(_version_of(record, model.meta, parent), files, model_card)
@@ -130,6 +132,8 @@ class LoadedVersion:
     """float64 [n]: of the held-out good images; `al_models.calibration.p_values` takes them."""
     pixels: HeldOutPixels
     """Map values of the held-out good images; `al_models.calibration.pixel_p_values` takes them."""
+    reference: Reference
+    """What its images look like as a whole: whether an image is in scope, and whether a batch has drifted."""
 
 
 def load_version(store: Store, name: str) -> LoadedVersion:
@@ -143,11 +147,12 @@ def load_version(store: Store, name: str) -> LoadedVersion:
     detector = create(version.method, **version.params)
     _check_weights(version, detector)
     state, held_out = (safetensors.numpy.load(registry.read(version, file)) for file in (STATE, HELD_OUT))
+    reference = Reference.from_bytes(registry.read(version, REFERENCE))
     pixels = HeldOutPixels(ids=set(version.lineage.held_out))
     pixels.shares[held_out["pixel_keys"]] = held_out["pixel_shares"]
     pixels.maxima[held_out["pixel_keys"]] = held_out["pixel_maxima"]
     try:
-        return LoadedVersion(version, detector.load_state(state), held_out["scores"], pixels)
+        return LoadedVersion(version, detector.load_state(state), held_out["scores"], pixels, reference)
     except (KeyError, RuntimeError) as error:
         raise Damaged(
             f"{version.label} does not fit this version of {version.method} ({error}); fit again, or load it with the "

@@ -37,12 +37,12 @@ class StoredSource(ImageSource):
         self._features: dict[int, Stack] = {}
         if spec is not None and features is not None:
             found = store.get(features)
-            self._rows = np.asarray(_rows(found.meta["ids"], ids), int)
+            self._rows = np.asarray(rows_of(found.meta["ids"], ids), int)
             self._features = {key: Stack.open(store, found, f"layer{key}") for key in spec.keys}
         self._images: Stack | None = None
         if images:
             found = store.get(validated.prepared.images)
-            self._image_rows = np.asarray(_rows(found.meta["ids"], ids), int)
+            self._image_rows = np.asarray(rows_of(found.meta["ids"], ids), int)
             self._images = Stack.open(store, found, "images")
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
@@ -102,7 +102,8 @@ def accepted_samples(validated: Validated) -> list[Sample]:
     return from_parquet(store.read_bytes(f"{store.get(validated.verdict).folder}/samples.parquet"))
 
 
-def _rows(stored: Sequence[str], ids: Sequence[str]) -> list[int]:
+def rows_of(stored: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Where these images lie among the stored ones."""
     at: dict[str, int] = {}
     for row, name in enumerate(stored):
         at.setdefault(name, row)  # equal content, equal pixels: any of the rows will do

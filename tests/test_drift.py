@@ -106,3 +106,4 @@ def test_equal_images_have_a_scope() -> None:
     assert scope.outside(np.zeros((2, 8))).all()
     with pytest.raises(InvalidInput, match="0 learned and 3 held-out images"):
         Scope.of(np.ones((0, 8)), np.ones((3, 8)))
+    assert not Scope.of(np.ones((1, 8)), np.full((1, 8), 1.1)).outside(np.full((2, 8), 1.1)).any(), "of one image, too"

@@ -18,7 +18,7 @@ from al_models.errors import InvalidInput, WeightsUnavailable
 from al_models.types import Prediction, Runtime
 from storage.errors import Damaged, NotInStore
 from storage.models import CARD, Registry
-from storage.models.versions import HELD_OUT, STATE
+from storage.models.versions import HELD_OUT, REFERENCE, STATE
 from storage.records import RunRecord, write_record
 from storage.store import Store
 from tasks.calibrate import calibrate, held_out_pixels
@@ -130,7 +130,7 @@ def test_a_version_says_where_it_comes_from(ours: Finished) -> None:
     assert (version.calibration.image, version.calibration.images) == (threshold.value, 3)
     assert version.features is not None
     assert version.features.spec["image_size"] == SIDE
-    assert set(version.files) == {STATE, HELD_OUT}
+    assert set(version.files) == {STATE, HELD_OUT, REFERENCE}
 
 
 def test_a_cell_is_registered_once_and_is_the_challenger(ours: Finished) -> None:
@@ -190,7 +190,7 @@ def test_a_state_that_other_code_made_is_named(ours: Finished, monkeypatch: pyte
         load_version(ours.store, label)
 
 
-@pytest.mark.parametrize("file", [STATE, HELD_OUT, "version.json"])
+@pytest.mark.parametrize("file", [STATE, HELD_OUT, REFERENCE, "version.json"])
 def test_a_tampered_version_is_not_loaded(file: str, ours: Finished) -> None:
     label = kept(ours)
     path = next(Path(ours.store.url).glob(f"registry/{BRICK}/1/*/{file}"))
@@ -272,7 +272,7 @@ def test_a_model_is_registered_shown_promoted_rolled_back_and_exported(
     assert "rollback by anna: rolled back  (champion 1, previous 2)" in shown
     assert f"# {BRICK}, version 1: padim" in shown
     assert said("export", BRICK, "--to", str(tmp_path / "out")) == f"{BRICK}@1: {tmp_path / 'out'}\n"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {STATE, HELD_OUT, CARD, "version.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {STATE, HELD_OUT, REFERENCE, CARD, "version.json"}
     assert said("collect", "--keep", "1") == (f"{BRICK}@1 is kept: champion\n{BRICK}@2 is kept: one of the newest 1\n")
 
 

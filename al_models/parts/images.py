@@ -111,6 +111,11 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
+def light(pixels: np.ndarray) -> dict[str, float]:
+    """Brightness and contrast, mean and standard deviation in 0..255, and `sharpness` of a resized image."""
+    return {"brightness": float(pixels.mean()), "contrast": float(pixels.std()), "sharpness": sharpness(pixels)}
+
+
 def sharpness(pixels: np.ndarray) -> float:
     """Variance of the Laplacian of the gray image: uint8 [h, w(, 3 or 1)] -> a number that falls with blur.
 

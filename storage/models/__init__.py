@@ -2,7 +2,7 @@
 
     registry/<data set>/<category>/aliases.json               champion, challenger, previous; replaced in one write
     registry/<data set>/<category>/<number>/manifest.json     names the folder beside it, when all of it is there
-    registry/<data set>/<category>/<number>/<draft>/          version.json, MODEL_CARD.md, state and held-out values
+    registry/<data set>/<category>/<number>/<draft>/          version.json, MODEL_CARD.md, and what its files hold
     registry/<data set>/<category>/<number>/claims/           who took the number
 
 A version is a copy: outputs of the pipeline may go, and it still loads.

@@ -19,6 +19,10 @@ HELD_OUT = "held_out.safetensors"
 """File of a version: `scores` and `map_maxima` float64 [n] of the held-out good images, and of all their map values
 `pixel_keys` uint16 [m], `pixel_shares` and `pixel_maxima` int64 [m], from which other maps get p-values."""
 
+REFERENCE = "reference.safetensors"
+"""File of a version: what its images look like as a whole, which new ones are compared with: a scope and, of the
+held-out images, a value each of `score`, `features`, `brightness`, `contrast` and `sharpness`."""
+
 
 @dataclass(frozen=True)
 class Calibration:

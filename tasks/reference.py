@@ -1,0 +1,79 @@
+"""What the images behind a version look like as a whole: new ones are compared with it, one by one and by the batch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+import torch
+
+from al_models.drift import Scope
+from al_models.registry import create
+from storage.records import RunRecord
+from storage.stacks import Stack
+from storage.store import Store
+from tasks.stored import as_safetensors, rows_of
+
+LIGHT = ("brightness", "contrast", "sharpness")
+_CHUNK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What `al_models.drift` compares new images with."""
+
+    scope: Scope
+    """Of pooled features; for a method that reads none, of brightness, contrast and sharpness."""
+    statistics: dict[str, np.ndarray]
+    """Of the held-out good images, float64 [n] each: `score`, `features` (their distance in the scope), LIGHT."""
+
+    def to_bytes(self) -> bytes:
+        """As a version keeps it."""
+        scope = {f"scope.{name}": np.asarray(value, np.float64) for name, value in asdict(self.scope).items()}
+        return as_safetensors(scope | self.statistics)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Reference:
+        """What `to_bytes` gave."""
+        arrays = safetensors.numpy.load(data)
+        scope = {name: arrays.pop(f"scope.{name}") for name in ("mean", "whitening", "centre", "spread")}
+        ends = {name: float(scope.pop(name)) for name in ("centre", "spread")}
+        return Reference(Scope(**scope, **ends), arrays)
+
+
+def reference_of(store: Store, record: RunRecord, model: Mapping[str, Any], scores: np.ndarray) -> Reference:
+    """From what the run stored of its images. `model`: what the fit said of its output; scores [n] are those of the
+    held-out images. Raises NotInStore when an output of the run is gone."""
+    learned, held_out = model["fitted_on"], model["held_out"]
+    light = _light(store, record.keys["images"], [*learned, *held_out])  # (n, 3)
+    seen = light if "features" not in record.keys else _pooled_of(store, record, [*learned, *held_out])  # (n, d)
+    scope = Scope.of(seen[: len(learned)], seen[len(learned) :])
+    statistics = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen[len(learned) :])}
+    statistics |= dict(zip(LIGHT, light[len(learned) :].T, strict=True))
+    return Reference(scope, statistics)
+
+
+def pooled(layers: Iterable[torch.Tensor]) -> np.ndarray:
+    """The mean over positions of each feature, all layers side by side: (n, c, h, w) each -> float64 (n, d)."""
+    return np.concatenate([values.float().mean((2, 3)).double().cpu().numpy() for values in layers], axis=1)
+
+
+def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
+    facts = pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(images).folder}/facts.parquet")))
+    by_content = facts.drop_duplicates("id").set_index("id")  # equal content, equal light
+    return by_content.loc[list(ids), list(LIGHT)].to_numpy(np.float64)
+
+
+def _pooled_of(store: Store, record: RunRecord, ids: Sequence[str]) -> np.ndarray:
+    spec = create(record.method, **record.params).feature_spec()
+    assert spec is not None
+    found = store.get(record.keys["features"])
+    stacks = [Stack.open(store, found, f"layer{key}") for key in spec.keys]
+    rows = np.asarray(rows_of(found.meta["ids"], ids), int)
+    chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+    return np.concatenate([pooled(torch.from_numpy(stack.read(chunk)) for stack in stacks) for chunk in chunks])
