@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import rejected_p_value
+from al_models.drift import FEWEST, Change, changes
 from al_models.metrics import Replicates, compare
 from storage.models import Registry
 from storage.models.versions import ModelVersion
 from storage.nights import Check, Decision, write_decision
 from storage.records import RunRecord
 from storage.store import Artifact, Store
-from tasks.compute import inputs_of
+from tasks.compute import inputs_of, runtime_of
 from tasks.evaluate import judge
 from tasks.evaluate.uncertainty import read_replicates
 from tasks.extract import extract
+from tasks.fit import source_for
 from tasks.gate import METRICS, Gate
 from tasks.handles import Cell, Validated
 from tasks.hold_out import RULES, put, split_of_held_out
@@ -27,7 +30,8 @@ from tasks.ingest import ingest
 from tasks.policy import Policy
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.register import load_version, register
+from tasks.reference import statistics_of
+from tasks.register import LoadedVersion, load_version, register
 from tasks.stored import accepted_samples
 from tasks.validate import validate
 
@@ -60,7 +64,9 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
     label = register.fn(store.url, record.key(), "nightly", f"the night of {night.began}")
     challenger, aliases = registry.resolve(label), registry.aliases(validated.name)
     number = aliases.points.get("champion")
-    champion = None if number is None else load_version(store, f"{validated.name}@{number}").version
+    in_use = None if number is None else load_version(store, f"{validated.name}@{number}")
+    champion = None if in_use is None else in_use.version
+    new = sorted(_new_images(champion, challenger))
     decision = Decision(
         cell.dataset,
         cell.category,
@@ -70,7 +76,8 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
         champion=number,
         challenger=challenger.number,
         metrics=record.metrics,
-        counts=record.counts | {"new": len(_new_images(champion, challenger))},
+        counts=record.counts | {"new": len(new)},
+        drift=[] if in_use is None else [asdict(one) for one in _drift(night, cell, validated, in_use, new)],
     )
     if number != challenger.number:
         was_champion = any(switch.points.get("champion") == challenger.number for switch in aliases.history)
@@ -87,6 +94,31 @@ def _new_images(champion: ModelVersion | None, challenger: ModelVersion) -> set[
     """Good images that the champion had nothing to do with."""
     now = {*challenger.lineage.fitted_on, *challenger.lineage.held_out}
     return now if champion is None else now - {*champion.lineage.fitted_on, *champion.lineage.held_out}
+
+
+def _drift(night: Night, cell: Cell, validated: Validated, champion: LoadedVersion, new: list[str]) -> list[Change]:
+    """The new good images against those that were held out for the champion."""
+    version, rate = champion.version, champion.version.calibration.rate
+    cell, validated, features = _seen_by(version, cell, validated)
+    if len(new) < FEWEST:
+        return []
+    source = source_for(champion.detector, validated, features, new)
+    parts = champion.detector.predict_batches(source, runtime_of(cell))
+    scores = np.concatenate([part.scores for part in parts]).astype(np.float64)
+    store, spec = Store(validated.category.store), champion.detector.feature_spec()
+    batch = statistics_of(champion.reference, store, validated.prepared.images, features, spec, new, scores)
+    threshold = version.calibration.image
+    rejected = None if threshold is None else int((scores > threshold).sum())
+    return changes(champion.reference.statistics, batch, rejected=rejected, rate=rate, alpha=night.gate.alpha)
+
+
+def _seen_by(version: ModelVersion, cell: Cell, validated: Validated) -> tuple[Cell, Validated, str | None]:
+    """A version's cell on these images, and what it reads of them: images of its size, the key of its features."""
+    cell = replace(cell, method=version.method, params=version.params, seed=version.seed)
+    size, spec = inputs_of(cell)
+    if size != validated.prepared.image_size:  # the verdict is about the files, whatever they are resized to
+        validated = replace(validated, prepared=prepare.fn(validated.category, size))
+    return cell, validated, None if spec is None else extract.fn(validated, spec, cell.device)
 
 
 def _proven(
@@ -146,14 +178,16 @@ def _against(
 ) -> list[Check]:
     """The challenger against the champion on the same images: quality, seconds, memory."""
     gate, asked = night.gate, METRICS if night.gate.metric is None else (night.gate.metric,)
-    theirs = replace(cell, method=champion.method, params=champion.params, seed=champion.seed)
-    where = "the labelled test set"
-    if not any(name in record.metrics for name in asked):
-        validated, where = _synthetic(night, cell, validated, challenger), "synthetic defects in held-out images"
-        cell, theirs = (_moved(each, validated) for each in (cell, theirs))
-    new, old = (
-        _judged(each, validated, record, version.key) for each, version in ((cell, challenger), (theirs, champion))
-    )
+    store = Store(validated.category.store)
+    if any(name in record.metrics for name in asked):
+        where = "the labelled test set"
+        new = _Judged(read_replicates(store, record.keys["evaluation"]), store.get(record.keys["maps"]))
+    else:
+        where = "synthetic defects in held-out images"
+        validated = _synthetic(night, cell, validated, challenger)
+        cell = replace(cell, dataset=validated.category.dataset, category=validated.category.category)
+        new = _judged(challenger, cell, validated, record)
+    old = _judged(champion, cell, validated, record)
     metric = next((name for name in asked if name in new.replicates and name in old.replicates), None)
     if metric is None:
         quality = Check("quality", False, f"none of {', '.join(asked)} can be had on {where}; name another metric")
@@ -171,17 +205,10 @@ def _synthetic(night: Night, cell: Cell, validated: Validated, challenger: Model
     return validate.fn(prepare.fn(category, validated.prepared.image_size), Policy(rules=dict(RULES)))
 
 
-def _moved(cell: Cell, validated: Validated) -> Cell:
-    return replace(cell, dataset=validated.category.dataset, category=validated.category.category)
-
-
-def _judged(cell: Cell, validated: Validated, record: RunRecord, model: str) -> _Judged:
-    """`model`: key of a version, whose folder holds its state as a fit's does."""
-    store, (size, spec) = Store(validated.category.store), inputs_of(cell)
-    if size != validated.prepared.image_size:  # the verdict is about the files, whatever they are resized to
-        validated = replace(validated, prepared=prepare.fn(validated.category, size))
-    features = None if spec is None else extract.fn(validated, spec, cell.device)
-    maps = predict.fn(cell, validated, features, model)
+def _judged(version: ModelVersion, cell: Cell, validated: Validated, record: RunRecord) -> _Judged:
+    """The version's folder holds its state as a fit's does, so the steps take its key for a model's."""
+    store, (cell, validated, features) = Store(validated.category.store), _seen_by(version, cell, validated)
+    maps = predict.fn(cell, validated, features, version.key)
     found = judge(cell, validated, record.keys["calibration"], maps)
     return _Judged(read_replicates(store, found.key), store.get(maps))
 

@@ -14,6 +14,7 @@ import torch
 
 from al_models.drift import Scope
 from al_models.registry import create
+from al_models.types import FeatureSpec
 from storage.records import RunRecord
 from storage.stacks import Stack
 from storage.store import Store
@@ -50,12 +51,38 @@ def reference_of(store: Store, record: RunRecord, model: Mapping[str, Any], scor
     """From what the run stored of its images. `model`: what the fit said of its output; scores [n] are those of the
     held-out images. Raises NotInStore when an output of the run is gone."""
     learned, held_out = model["fitted_on"], model["held_out"]
-    light = _light(store, record.keys["images"], [*learned, *held_out])  # (n, 3)
-    seen = light if "features" not in record.keys else _pooled_of(store, record, [*learned, *held_out])  # (n, d)
+    spec = create(record.method, **record.params).feature_spec()
+    light, seen = _looks(store, record.keys["images"], record.keys.get("features"), spec, [*learned, *held_out])
     scope = Scope.of(seen[: len(learned)], seen[len(learned) :])
-    statistics = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen[len(learned) :])}
-    statistics |= dict(zip(LIGHT, light[len(learned) :].T, strict=True))
-    return Reference(scope, statistics)
+    n = len(learned)
+    return Reference(scope, _statistics(scope, light[n:], seen[n:], scores))
+
+
+def statistics_of(
+    reference: Reference,
+    store: Store,
+    images: str,
+    features: str | None,
+    spec: FeatureSpec | None,
+    ids: Sequence[str],
+    scores: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The same statistics, float64 [n] each, of other stored images. `images`, `features`: keys of the prepared images
+    and of the spec's features; `scores` [n] by the model of the reference."""
+    return _statistics(reference.scope, *_looks(store, images, features, spec, ids), scores)
+
+
+def _statistics(scope: Scope, light: np.ndarray, seen: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    found = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen)}
+    return found | dict(zip(LIGHT, light.T, strict=True))
+
+
+def _looks(
+    store: Store, images: str, features: str | None, spec: FeatureSpec | None, ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image, LIGHT (n, 3) and what its scope is about (n, d)."""
+    light = _light(store, images, ids)
+    return light, light if features is None or spec is None else _pooled_of(store, features, spec, ids)
 
 
 def pooled(layers: Iterable[torch.Tensor]) -> np.ndarray:
@@ -69,10 +96,8 @@ def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
     return by_content.loc[list(ids), list(LIGHT)].to_numpy(np.float64)
 
 
-def _pooled_of(store: Store, record: RunRecord, ids: Sequence[str]) -> np.ndarray:
-    spec = create(record.method, **record.params).feature_spec()
-    assert spec is not None
-    found = store.get(record.keys["features"])
+def _pooled_of(store: Store, features: str, spec: FeatureSpec, ids: Sequence[str]) -> np.ndarray:
+    found = store.get(features)
     stacks = [Stack.open(store, found, f"layer{key}") for key in spec.keys]
     rows = np.asarray(rows_of(found.meta["ids"], ids), int)
     chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]

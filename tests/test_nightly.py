@@ -11,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Command, eventually
+from PIL import Image
 
 import flows.alerts
 from flows.alerts import alert, one_at_a_time, tell
@@ -172,7 +174,25 @@ def test_without_labelled_images_synthetic_defects_decide(tmp_path: Path) -> Non
     decision = plant.night()
     assert "on synthetic defects in held-out images" in decision.checks[0].said
     assert decision.outcome in ("promoted", "kept")
+    assert decision.drift == [], "two images show no change"
     assert {record.dataset for record in plant.registry.versions(NAME)} == {"mvtec_ad"}
+
+
+def test_other_light_is_told_as_drift(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    assert plant.night().drift == []
+    good = plant.data / "brick" / "train" / "good"
+    for i, path in enumerate(sorted(good.iterdir())[:12]):
+        Image.fromarray((np.asarray(Image.open(path)) * 0.6).astype(np.uint8)).save(good / f"dim-{i}.png")
+    decision = plant.night()
+    assert decision.counts["new"] == 12
+    drifted = {one["statistic"]: one for one in decision.drift}
+    assert {"score", "features", "brightness", "contrast", "sharpness", "rejected"} == set(drifted)
+    assert drifted["brightness"]["changed"]
+    assert drifted["brightness"]["now"] < 0.7 * drifted["brightness"]["before"]
+    assert any(told.startswith("drift: brightness from ") for told in decision.alarms)
+    page = (plant.root / "report" / "nights.html").read_text(encoding="utf-8")
+    assert "drift: brightness" in page
 
 
 # alone, and told
