@@ -49,7 +49,7 @@ class Decision:
     drift: list[dict[str, Any]] = field(default_factory=list)
     """Each statistic of the new images against the champion's held-out images (`al_models.drift.Change`)."""
     seconds: float = 0.0
-    """Of the model's night, by the clock."""
+    """From the night's beginning to the decision, by the clock."""
 
     @property
     def name(self) -> str:

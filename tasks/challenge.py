@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
 from prefect import task
@@ -59,7 +59,7 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
 
     Not retried: what it has decided once stands. Raises Conflict when another process switches the aliases meanwhile.
     """
-    started, store = time.perf_counter(), Store(validated.category.store)
+    store = Store(validated.category.store)
     registry = Registry(store)
     label = register.fn(store.url, record.key(), "nightly", f"the night of {night.began}")
     challenger, aliases = registry.resolve(label), registry.aliases(validated.name)
@@ -85,7 +85,8 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
         if decision.outcome == "promoted":
             registry.promote(challenger, who="nightly", why=decision.why, revision=aliases.revision)
     registry.collect(validated.name, night.keep)
-    decision = replace(decision, seconds=round(time.perf_counter() - started, 3))
+    elapsed = datetime.now(UTC) - datetime.fromisoformat(night.began)
+    decision = replace(decision, seconds=round(elapsed.total_seconds(), 3))
     write_decision(store, decision)
     return decision
 
