@@ -44,9 +44,9 @@ EIGHT = (
     MethodRun(name="contrario"),
     MethodRun(name="ocsvm"),
     MethodRun(name="patchcore", params={"coreset_ratio": 0.1}),
-    MethodRun(name="spade"),
-    MethodRun(name="stpm", params={"epochs": 20}),
-    MethodRun(name="fastflow", params={"epochs": 20}),
+    MethodRun(name="spade", params={"neighbours": 5}),
+    MethodRun(name="stpm", params={"epochs": 3}),
+    MethodRun(name="fastflow", params={"epochs": 3}),
 )
 OWN = ("fit", "calibrate", "predict", "evaluate")
 SHARED = ("prepare", "validate", "extract")
