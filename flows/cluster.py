@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import ssl
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -15,8 +16,9 @@ from typing import Any, Self
 from uuid import uuid4
 
 import torch
-from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 from distributed.system import MEMORY_LIMIT
+from prefect.client import orchestration
 from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
@@ -64,8 +66,13 @@ class ClusterRunner(DaskTaskRunner):
         )
 
     def __enter__(self) -> Self:
-        """Start or join the cluster. Raises ClusterError when a worker runs other code than this process."""
+        """Start or join the cluster. Raises ClusterError when a worker runs other code than this process.
+
+        Around each step Prefect enters a copy on the worker, too: there it stays as it is, since steps submit nothing.
+        """
         super().__enter__()
+        if _in_step():
+            return self
         try:
             join(self._connected(), self.threads, self.step_minutes)
         except BaseException:
@@ -130,6 +137,15 @@ class ClusterRunner(DaskTaskRunner):
         return self._workers
 
 
+def _in_step() -> bool:
+    """Whether this thread runs a step on a worker."""
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
 class LocalCluster(SpecCluster):
     """Processes of this machine: the first of them with a GPU each, as far as there are any."""
 
@@ -168,8 +184,19 @@ class SameCode(WorkerPlugin):  # type: ignore[misc]
         if differs:
             worker.loop.add_callback(worker.close, reason="other code than the client's")
             raise ClusterError(f"this worker does not run the client's code: {differs}; install the same on both")
+        orchestration.ssl = _SharedTls()
         torch.set_num_threads(self.threads)
         allow(None if self.step_minutes is None else 60 * self.step_minutes)
+
+
+class _SharedTls:
+    """The module `ssl` for Prefect's client, of which each step makes two, on a worker: the certificates of the world
+    are read once, not for each, which took a quarter of the time of a worker with small steps."""
+
+    create_default_context = staticmethod(cache(ssl.create_default_context))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ssl, name)
 
 
 def join(client: Client, threads: int, step_minutes: float | None = None) -> None:

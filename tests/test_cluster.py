@@ -15,7 +15,7 @@ from prefect import flow, task
 
 from flows.cluster import ClusterRunner, LocalCluster, differences
 from flows.runfile import DataSource, RunFile
-from flows.runners import ClusterError, ThreadsRunner, runner_for
+from flows.runners import ClusterError, ThreadsRunner, runner_for, running_on
 from tasks.steps import GPU
 
 pytestmark = [
@@ -59,6 +59,18 @@ def anywhere() -> bool:
     return get_worker().state.total_resources.get("GPU", 0) > 0
 
 
+@task
+def joined() -> bool:
+    """Whether the copy of the runner that Prefect enters around a step has joined the cluster once more."""
+    return running_on()._client is not None
+
+
+@flow
+def of_one() -> bool:
+    """A step, and no more."""
+    return joined.submit().result()
+
+
 @flow
 def of_both(
     folder: Path, slots: int, others: int, together: int = 1
@@ -86,6 +98,7 @@ def test_gpu_steps_run_one_at_a_time_on_each_slot_and_anywhere_where_no_gpu_is_a
         wanting, _ = of_both.with_options(task_runner=runners["cpu"])(tmp_path / "cpu", 6, 0, together=3)
         assert not all(has for has, _, _ in wanting)
         assert at_once(wanting) == 3
+        assert not of_one.with_options(task_runner=runners["cpu"])(), "each step would ask all workers who they are"
 
 
 def test_a_worker_with_other_code_is_named_and_nothing_starts(cluster: DaskCluster, other_code: str) -> None:

@@ -71,7 +71,7 @@ def main() -> None:
     command.set_defaults(measure=peer)
     given = parser.parse_args()
     os.environ.pop("PREFECT_API_URL", None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["AL_HOME"] = str(Path(folder) / "home")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -79,6 +79,10 @@ def main() -> None:
         with server.connected(port) as url:
             server.wait_for(url)
             given.measure(given, Path(folder))
+            sys.stdout.flush()
+            from prefect.logging.handlers import APILogHandler
+
+            APILogHandler().flush()  # what is still to be sent would find no server
 
 
 def overhead(given: argparse.Namespace, folder: Path) -> None:
@@ -144,9 +148,17 @@ def efficiency(given: argparse.Namespace, folder: Path) -> None:
     ideal = sum_of_steps / given.workers
     print(f"{len(records)} cells on {given.workers} workers: {seconds:.1f} s; bare steps {sum_of_steps:.1f} s")
     print(f"against bare steps / workers: {seconds / ideal:.2f}")
+    inside = [seconds_inside(Store(each.store)) for each in (bare, run)]
+    print(f"seconds that the steps took by their own count: bare {inside[0]:.1f}, in the sweep {inside[1]:.1f}")
     print(f"{len(killed)} workers killed, {len(failed)} cells failed, {equal} with the metrics of the bare run")
     for record in failed:
         print(f"  {record.dataset}/{record.category} {record.method}: {record.reason}")
+
+
+def seconds_inside(store: Store) -> float:
+    """Of all outputs of a store."""
+    keys = [key for key in store.list("") if key.endswith("/manifest.json")]
+    return sum(store.read_json(key)["meta"].get("seconds", 0) for key in keys)
 
 
 def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
