@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from storage.errors import Damaged
 from storage.store import Store
@@ -12,7 +12,6 @@ from storage.store import Store
 Outcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
 """The challenger is champion; the gate kept the champion; nothing was new; the data may not be learned from; a step
 failed."""
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _ROOT = "nights"
 
 

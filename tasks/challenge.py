@@ -135,8 +135,8 @@ def _proven(
     """The decision once all checks are made."""
     checks = [_rejects(record, night.gate)]
     if was_champion:
-        said = f"version {challenger.number} was in use before and was taken back; only a person promotes it again"
-        checks = [Check("not taken back", False, said)]
+        said = f"version {challenger.number} was in use before and is no more; only a person promotes it again"
+        checks = [Check("not in use before", False, said)]
     elif champion is not None:
         checks = [*_against(night, cell, validated, record, champion, challenger), *checks]
     failed = [check.said for check in checks if not check.passed]

@@ -131,7 +131,7 @@ def test_what_a_person_has_taken_back_stays_back(plant: Plant) -> None:
     assert plant.aliases["champion"] == 1
     decision = plant.night()
     assert decision.outcome == "kept"
-    assert "version 2 was in use before and was taken back" in decision.why
+    assert "version 2 was in use before and is no more; only a person promotes it again" in decision.why
     assert plant.aliases["champion"] == 1
     assert decision.alarms == [f"kept: {decision.why}"]
 
@@ -162,7 +162,7 @@ def test_data_that_may_not_be_learned_from_end_the_night_with_the_old_champion(p
 
 def test_the_morning_page_tells_all_of_it(plant: Plant) -> None:
     page = Path(plant.outcome().report).read_text(encoding="utf-8")
-    for said in ("taken back", "no champion", "nothing has changed", "MiB for 14 images", "What the night decided"):
+    for said in ("in use before", "no champion", "nothing has changed", "MiB for 14 images", "What the night decided"):
         assert said in page
     assert page.count("<tr>") > 7
 
