@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import al_models.parts.precision  # noqa: F401 (full float32 on GPUs)
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
 from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_file
 from al_models.types import SCALE_STEP, FeatureSpec

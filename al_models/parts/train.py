@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import al_models.parts.precision  # noqa: F401 (full float32 on GPUs)
 from al_models.errors import InvalidInput, unknown
 from al_models.types import Checkpoints, Runtime
 

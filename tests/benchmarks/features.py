@@ -107,15 +107,15 @@ def judged(category: Category, spec: FeatureSpec, choices: Sequence[str], seeds:
         yield f"{method} | {layers} | {mean} | {rate:.0f} | {size:.0f}"
 
 
-def extracted(images: torch.Tensor, spec: FeatureSpec) -> tuple[dict[int, torch.Tensor], float]:
+def extracted(images: torch.Tensor, spec: FeatureSpec, device: str = "cpu") -> tuple[dict[int, torch.Tensor], float]:
     """Layer -> float16 (n, c, h, w), and images a second."""
-    backbone = Backbone(spec)
+    backbone = Backbone(spec, device)
     backbone(images[:8])
     parts: dict[int, list[torch.Tensor]] = {key: [] for key in spec.keys}
     start = time.perf_counter()
     for batch in images.split(8):
         for layer, values in backbone(batch).items():
-            parts[layer].append(values.half().contiguous())
+            parts[layer].append(values.half().contiguous().cpu())
     seconds = time.perf_counter() - start
     return {layer: torch.cat(values) for layer, values in parts.items()}, len(images) / seconds
 
