@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 from distributed.system import MEMORY_LIMIT
 from prefect.client import orchestration
+from prefect.context import SettingsContext, get_settings_context
 from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
@@ -33,6 +35,10 @@ _PACKAGES = ("al_models", "flows", "storage", "tasks")
 _LOOK_EVERY_S = 10.0
 _FIRST_WORKER_S = 120.0
 _LOST_S = 600.0
+
+# Dask keeps the last 1,000 messages to the scheduler and to each worker for its developers to read. A step is one to
+# each, with all that Prefect sends along: 0.7 MB a cell. A length that the user has set stays.
+dask.config.update_defaults({"distributed": {"admin": {"low-level-log-length": 20}}})
 
 
 class ClusterRunner(DaskTaskRunner):
@@ -106,15 +112,16 @@ class ClusterRunner(DaskTaskRunner):
 
     def submit(self, task: Any, parameters: Any, wait_for: Any = None, dependencies: Any = None) -> Any:
         """Like Prefect's, with a GPU slot where the step wants one."""
-        future = self.client.submit(
-            task,
-            parameters=self._optimize_futures(parameters),
-            wait_for=self._optimize_futures(wait_for) if wait_for else None,
-            dependencies=dependencies,
-            return_type="state",
-            key=f"{task.name}-{uuid4()}",  # else Dask hashes all arguments, and its pages have one name for all
-            resources={"GPU": 1} if GPU in task.tags and self.device != "cpu" and self._has_gpus() else None,
-        )
+        with _SettingsAsTheyAre(**dict(get_settings_context())):
+            future = self.client.submit(
+                task,
+                parameters=self._optimize_futures(parameters),
+                wait_for=self._optimize_futures(wait_for) if wait_for else None,
+                dependencies=dependencies,
+                return_type="state",
+                key=f"{task.name}-{uuid4()}",  # else Dask hashes all arguments, and its pages have one name for all
+                resources={"GPU": 1} if GPU in task.tags and self.device != "cpu" and self._has_gpus() else None,
+            )
         return PrefectDaskFuture(wrapped_future=future, task_run_id=future.task_run_id)
 
     @property
@@ -135,6 +142,15 @@ class ClusterRunner(DaskTaskRunner):
             self._workers = list(self.client.scheduler_info()["workers"].values())
             self._looked = time.monotonic()
         return self._workers
+
+
+class _SettingsAsTheyAre(SettingsContext):
+    """Prefect's settings, which each step brings to its worker, as they are. To take them apart for each step took half
+    of the client's time, and to make them anew there, with environment and files, half of the worker's own."""
+
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        """What the worker makes a SettingsContext of."""
+        return dict(self)
 
 
 def _in_step() -> bool:

@@ -143,11 +143,16 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def _source(module: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # `from package.module import name`: the name is no module
+    """Looked for among the files: `find_spec` of `package.module.name` would import the module, and torchvision and
+    sympy with it, only for us to learn that the name is none."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         return None
-    return Path(spec.origin) if spec and spec.origin else None
+    if not rest:
+        return Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*rest)
+    return next((file for file in (place / "__init__.py", Path(f"{place}.py")) if file.is_file()), None)
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

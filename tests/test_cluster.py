@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import dask
 import pytest
 from conftest import ROOT, DaskCluster, eventually
 from distributed import get_worker
-from prefect import flow, task
+from prefect import Flow, flow, task
 
 from flows.cluster import ClusterRunner, LocalCluster, differences
 from flows.runfile import DataSource, RunFile
@@ -72,6 +73,19 @@ def of_one() -> bool:
 
 
 @flow
+def of_many(steps: int) -> int:
+    """Copies of this flow, one of which goes with each step, that the second half of so many steps leaves in this
+    process, which holds the scheduler too."""
+    held = []
+    for _ in range(2):
+        for _ in range(steps // 2):
+            joined.submit().result()
+        gc.collect()
+        held.append(sum(type(each) is Flow for each in gc.get_objects()))
+    return held[1] - held[0]
+
+
+@flow
 def of_both(
     folder: Path, slots: int, others: int, together: int = 1
 ) -> tuple[list[tuple[bool, float, float]], list[bool]]:
@@ -99,6 +113,11 @@ def test_gpu_steps_run_one_at_a_time_on_each_slot_and_anywhere_where_no_gpu_is_a
         assert not all(has for has, _, _ in wanting)
         assert at_once(wanting) == 3
         assert not of_one.with_options(task_runner=runners["cpu"])(), "each step would ask all workers who they are"
+
+
+def test_client_and_scheduler_do_not_keep_what_they_sent() -> None:
+    runner = ClusterRunner(cluster_class=LocalCluster, cluster_kwargs={"processes": 1, "gpus": 0})
+    assert of_many.with_options(task_runner=runner)(50) < 12, "Dask keeps what it was sent"
 
 
 def test_a_worker_with_other_code_is_named_and_nothing_starts(cluster: DaskCluster, other_code: str) -> None:

@@ -100,6 +100,11 @@ def test_code_is_named_by_what_it_does(code: Path, file: str, old: str, new: str
     assert (name_of("step_of_test") != before) is changes
 
 
+def test_code_is_named_without_being_imported(code: Path) -> None:
+    name_of("step_of_test")
+    assert [name for name in sys.modules if "_of_test" in name] == []
+
+
 def test_a_method_is_not_named_by_its_siblings() -> None:
     padim, patchcore = (code_fingerprint("tasks.fit", f"al_models.embedding.{name}") for name in ("padim", "patchcore"))
     assert padim != patchcore
