@@ -44,7 +44,10 @@ class Decision:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the version in use from then on; fractions in 0..1."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Images by use, and `new`: good training images that the champion had not seen."""
+    """Images by use; `new`: good training images that the champion had not seen; `newly_set_aside`: images that
+    validation rejects, beyond as many as when the champion was made."""
+    aside: dict[str, int] = field(default_factory=dict)
+    """Validation rule -> images that it sets aside, those of earlier nights included."""
     drift: list[dict[str, Any]] = field(default_factory=list)
     """Each statistic of the new images against the champion's held-out images (`al_models.drift.Change`)."""
     seconds: float = 0.0
@@ -59,6 +62,9 @@ class Decision:
     def alarms(self) -> list[str]:
         """What a person should look at in the morning."""
         told = [] if self.outcome in ("promoted", "unchanged") else [f"{self.outcome}: {self.why}"]
+        if self.counts.get("newly_set_aside", 0) > 0:
+            rules = ", ".join(f"{rule} {images}" for rule, images in self.aside.items())
+            told.append(f"set aside: {self.counts['newly_set_aside']} more images than before (in all: {rules})")
         return told + [f"drift: {one['statistic']} {_drifted(one)}" for one in self.drift if one["changed"]]
 
 

@@ -33,7 +33,7 @@ from tasks.prepare import prepare
 from tasks.reference import statistics_of
 from tasks.register import LoadedVersion, load_version, register
 from tasks.stored import accepted_samples
-from tasks.validate import validate
+from tasks.validate import findings, validate
 
 _A_SECOND = 1.0
 _MIB = 256.0
@@ -76,7 +76,8 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
         champion=number,
         challenger=challenger.number,
         metrics=record.metrics,
-        counts=record.counts | {"new": len(new)},
+        counts=record.counts | {"new": len(new), "newly_set_aside": _newly_set_aside(champion, record)},
+        aside=_aside(store, record),
         drift=[] if in_use is None else [asdict(one) for one in _drift(night, cell, validated, in_use, new)],
     )
     if number != challenger.number:
@@ -95,6 +96,19 @@ def _new_images(champion: ModelVersion | None, challenger: ModelVersion) -> set[
     """Good images that the champion had nothing to do with."""
     now = {*challenger.lineage.fitted_on, *challenger.lineage.held_out}
     return now if champion is None else now - {*champion.lineage.fitted_on, *champion.lineage.held_out}
+
+
+def _newly_set_aside(champion: ModelVersion | None, record: RunRecord) -> int:
+    before = 0 if champion is None else champion.counts.get("set_aside", 0)
+    return max(0, record.counts["set_aside"] - before)
+
+
+def _aside(store: Store, record: RunRecord) -> dict[str, int]:
+    """Images set aside by rule, the most first; those that the listing left out already count as `listing`."""
+    found = findings(store, record.keys["verdict"])
+    rules = found[found["severity"] == "reject"].drop_duplicates("key")["rule"].value_counts()
+    listed = record.counts["set_aside"] - int(rules.sum())
+    return {str(rule): int(n) for rule, n in rules.items()} | ({"listing": listed} if listed else {})
 
 
 def _drift(night: Night, cell: Cell, validated: Validated, champion: LoadedVersion, new: list[str]) -> list[Change]:

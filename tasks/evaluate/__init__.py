@@ -252,6 +252,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
         facts=model.get("facts", {}),
         losses=model.get("losses", []),
+        updated_from=model.get("updated_from"),
         warnings=model.get("warnings", []),
         fingerprints={
             "data": validated.fingerprint,
