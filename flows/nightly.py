@@ -104,7 +104,7 @@ def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture
         return future.result()
     why = record.reason if failure is None else f"{failure[0]}: {failure[1]}"
     champion = Registry(store).aliases(f"{record.dataset}/{record.category}").points.get("champion")
-    stopped = (why or "").split(":")[0] in ("ingest", "validate", "suspect")
+    stopped = (why or "").split(":")[0] in ("ingest", "verdict", "validate", "suspect")
     outcome = "stopped" if stopped else "failed"
     decision = Decision(record.dataset, record.category, began, outcome, why or "no reason is known", champion)
     write_decision(store, decision)

@@ -63,7 +63,7 @@ def fit(cell: Cell, validated: Validated, features: str | None) -> str:
         key = _key(cell, **_of_tonight(validated, features))
         run_step(store, key, partial(_fit, store, cell, validated, features, None))
         return key
-    series = _key(cell, reads=_series_read(cell, validated))
+    series = _key(cell, reads=series_read(cell, validated))
     known = latest(store, series)
     key, base = _goes_on_from(store, cell, validated, features, known)
     run_step(store, key, partial(_fit, store, cell, validated, features, base))
@@ -93,7 +93,7 @@ def _of_tonight(validated: Validated, features: str | None) -> dict[str, str]:
     return {"data": validated.fingerprint, "inputs": features or validated.prepared.images}
 
 
-def _series_read(cell: Cell, validated: Validated) -> str:
+def series_read(cell: Cell, validated: Validated) -> str:
     """What fits share that read equal values of equal images."""
     size, spec = inputs_of(cell)
     return images_series(validated.category, size) if spec is None else features_series(validated, spec)

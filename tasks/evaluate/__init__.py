@@ -84,9 +84,14 @@ def judge(cell: Cell, validated: Validated, calibration: str, maps: str, parts: 
         maps=maps,
         calibration=calibration,
         rate=cell.false_reject_rate,
-        code=code_fingerprint(*_CODE),
+        code=judging_code(),
     )
     return run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps, parts))
+
+
+def judging_code() -> str:
+    """Name of the code that judges maps."""
+    return code_fingerprint(*_CODE)
 
 
 def _evaluate(
