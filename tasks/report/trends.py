@@ -97,7 +97,7 @@ def _quartiles(name: str, seen: Sequence[tuple[int, Looks]], last: int) -> Trend
     if name == "score" and limits:
         lines.append(Line("threshold", limits, "threshold"))
     band = [(at, looks.now[name][0], looks.now[name][2]) for at, looks in having]
-    return _trend(_TITLES[name], name, lines, band, last)
+    return _trend(_TITLES[name], "", lines, band, last)  # the title says it, and four digits need the room
 
 
 def _rejected(seen: Sequence[tuple[int, Looks]], last: int) -> Trend:

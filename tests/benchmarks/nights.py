@@ -111,6 +111,7 @@ def _timed(run: NightlyRun) -> tuple[float, float]:
     seconds = time.perf_counter() - began, time.process_time() - used
     (decision,) = state.result().decisions
     assert decision.outcome in ("promoted", "kept", "unchanged"), decision.why
+    print(f"{seconds[0]:9.1f} s, processor {seconds[1]:.1f} s: {decision.outcome}, {decision.why}", flush=True)
     return seconds
 
 
