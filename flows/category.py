@@ -62,6 +62,9 @@ class CategorySteps:
             steps |= self._features(image_size, spec)
         if self.run.validation.severity("suspected_defect") == "reject":
             cleaned = self.suspects(image_size)
+            # The verdict before stays among the steps: where it stops the category, it says why, and not that a later
+            # step could not begin.
+            steps = {"prepare": steps["prepare"], "verdict": steps["validate"], **steps}
             steps |= {"suspect": cleaned["suspect"], "validate": cleaned["suspect"]}
         return steps
 

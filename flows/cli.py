@@ -177,7 +177,7 @@ def nightly(
 def alarms(
     url: Annotated[str, typer.Argument(help="Webhook that each alarm of a night is posted to, as JSON.")],
 ) -> None:
-    """Have the Prefect server (PREFECT_API_URL) tell a webhook whenever a night needs a person."""
+    """Have the Prefect server (PREFECT_API_URL) tell a webhook whenever a night needs a person, or breaks."""
     from flows.server import ServerError
 
     if "PREFECT_API_URL" not in os.environ:

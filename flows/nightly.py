@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 
-from flows.alerts import alert, one_at_a_time
+from flows.alerts import FLOW, MODELS_FAILED, alert, one_at_a_time
 from flows.category import first_failure
 from flows.runfile import NightlyRun
 from flows.runners import ThreadsRunner, on_asked_runner
@@ -39,13 +40,13 @@ class Outcome:
     """Why nothing was done: another night is at work."""
 
 
-@flow(name="nightly", flow_run_name="nightly {run.title}", task_runner=ThreadsRunner())
+@flow(name=FLOW, flow_run_name="nightly {run.title}", task_runner=ThreadsRunner())
 def nightly(run: NightlyRun) -> State[Outcome]:
     """One night. A model that fails its night keeps its champion, and stops no other."""
     run.check()
     ended = on_asked_runner(nightly, run)  # a deployment starts every run on threads
     if ended is not None:
-        return ended
+        return _ended(ended.is_failed(), ended.data, ended.message)
     store = Store(run.store)
     store.check_format()
     with ExitStack() as alone:
@@ -59,7 +60,14 @@ def nightly(run: NightlyRun) -> State[Outcome]:
     promoted = sum(decision.outcome == "promoted" for decision in decisions)
     message = f"{promoted} of {len(decisions)} models promoted, {len(alarms)} to be looked at; see {page}"
     failed = any(decision.outcome == "failed" for decision in decisions)
-    return (Failed if failed else Completed)(data=Outcome(page, decisions), message=message)
+    return _ended(failed, Outcome(page, decisions), message)
+
+
+def _ended(failed: bool, outcome: Any, message: str | None) -> State[Outcome]:
+    """How a night ends that came through."""
+    if failed:
+        return Failed(name=MODELS_FAILED, data=outcome, message=message)
+    return Completed(data=outcome, message=message)
 
 
 def _night(run: NightlyRun, store: Store) -> tuple[list[Decision], str]:
@@ -96,7 +104,7 @@ def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture
         return future.result()
     why = record.reason if failure is None else f"{failure[0]}: {failure[1]}"
     champion = Registry(store).aliases(f"{record.dataset}/{record.category}").points.get("champion")
-    stopped = (why or "").split(":")[0] in ("ingest", "validate", "suspect")
+    stopped = (why or "").split(":")[0] in ("ingest", "verdict", "validate", "suspect")
     outcome = "stopped" if stopped else "failed"
     decision = Decision(record.dataset, record.category, began, outcome, why or "no reason is known", champion)
     write_decision(store, decision)

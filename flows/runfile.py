@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -144,6 +145,13 @@ class RunFile(Run):
             )
 
 
+class _Night(RunFile):
+    """A benchmark whose models go on from those of the night before."""
+
+    def cells(self, dataset: str, category: str) -> list[Cell]:
+        return [replace(cell, update=True) for cell in super().cells(dataset, category)]
+
+
 class NightlyRun(Run):
     """A night: each category's model is refitted, proven and perhaps promoted."""
 
@@ -161,7 +169,7 @@ class NightlyRun(Run):
     def as_benchmark(self) -> RunFile:
         """The same steps as any benchmark's, so that a night and a benchmark share what they compute."""
         values = {name: getattr(self, name) for name in Run.model_fields}
-        return RunFile(**values, methods=[self.method], seeds=[self.seed], false_reject_rate=self.false_reject_rate)
+        return _Night(**values, methods=[self.method], seeds=[self.seed], false_reject_rate=self.false_reject_rate)
 
     def check(self) -> NightlyRun:
         """The same, once the method, every data set and option in it exists. Raises an error with the nearest names."""
@@ -209,7 +217,7 @@ def _explain_one(item: Any, run: type[Run]) -> str:
     return f"{where}: unknown key; known are {', '.join(sorted(known.model_fields))}"
 
 
-def to_toml(run: RunFile) -> str:
+def to_toml(run: Run) -> str:
     """The run as a file that `read_run_file` takes; what is left out is as it is when nothing is said."""
     values = run.model_dump(exclude_defaults=True)
     tables = {name: values.pop(name) for name in ("validation", "data", "methods", "search") if name in values}

@@ -26,6 +26,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """A night's new good images beside the good images that were held out for the champion."""
+
+    n: int
+    """New images."""
+    rejected: int
+    """Of these, above the champion's threshold; 0 where it has none."""
+    promised: float
+    """Share of good images that the threshold may reject, in 0..1."""
+    alpha: float
+    """Chance of seeing drift where there is none."""
+    threshold: float | None
+    """Of the score; None: too few images were held out."""
+    before: dict[str, list[float]]
+    """Statistic (score, features, brightness, contrast, sharpness) -> its quartiles among the held-out images."""
+    now: dict[str, list[float]]
+    """The same of the new images."""
+
+
+@dataclass(frozen=True)
 class Decision:
     """What a night decided about one model."""
 
@@ -44,9 +64,15 @@ class Decision:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the version in use from then on; fractions in 0..1."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Images by use, and `new`: good training images that the champion had not seen."""
+    """Images by use; `new`: good training images that the champion had not seen; `newly_set_aside`: images that
+    validation rejects, beyond as many as when the champion was made."""
+    aside: dict[str, int] = field(default_factory=dict)
+    """Validation rule -> images that it sets aside, those of earlier nights included."""
     drift: list[dict[str, Any]] = field(default_factory=list)
-    """Each statistic of the new images against the champion's held-out images (`al_models.drift.Change`)."""
+    """Each statistic of the new images against the champion's held-out images (`al_models.drift.Change`); empty where
+    there are too few to tell."""
+    looks: Looks | None = None
+    """None where there were no new images, or nothing to compare them with."""
     seconds: float = 0.0
     """From the night's beginning to the decision, by the clock."""
 
@@ -59,6 +85,9 @@ class Decision:
     def alarms(self) -> list[str]:
         """What a person should look at in the morning."""
         told = [] if self.outcome in ("promoted", "unchanged") else [f"{self.outcome}: {self.why}"]
+        if self.counts.get("newly_set_aside", 0) > 0:
+            rules = ", ".join(f"{rule} {images}" for rule, images in self.aside.items())
+            told.append(f"set aside: {self.counts['newly_set_aside']} more images than before (in all: {rules})")
         return told + [f"drift: {one['statistic']} {_drifted(one)}" for one in self.drift if one["changed"]]
 
 
@@ -82,6 +111,7 @@ def read_decisions(store: Store, name: str | None = None) -> Iterator[Decision]:
         values = store.read_json(key)
         try:
             kept = {field: value for field, value in values.items() if field in known}
-            yield Decision(**kept | {"checks": [Check(**check) for check in values["checks"]]})
+            looks = values.get("looks") and Looks(**values["looks"])
+            yield Decision(**kept | {"checks": [Check(**check) for check in values["checks"]], "looks": looks})
         except (AttributeError, KeyError, TypeError) as error:
             raise Damaged(f"{key} is no decision of a night ({error}); delete the file") from error

@@ -40,6 +40,8 @@ class RunRecord:
     """Figures about what was learned, such as the size of a memory and the recall of its index."""
     losses: list[list[float | None]] = field(default_factory=list)
     """Course of a training: step, training loss, loss on held-out good images (None where none were held out)."""
+    updated_from: str | None = None
+    """Key of the earlier model that learned the new images on top; None: all images were learned at once."""
     warnings: list[str] = field(default_factory=list)
     """What speaks against this method on these images, in sentences."""
     counts: dict[str, int] = field(default_factory=dict)

@@ -15,14 +15,16 @@ from al_models.drift import FEWEST, Change, changes
 from al_models.metrics import Replicates, compare
 from storage.models import Registry
 from storage.models.versions import ModelVersion
-from storage.nights import Check, Decision, write_decision
+from storage.nights import Check, Decision, Looks, write_decision
 from storage.records import RunRecord
+from storage.samples import fingerprint
 from storage.store import Artifact, Store
-from tasks.compute import inputs_of, runtime_of
-from tasks.evaluate import judge
+from tasks.compute import detector_of, inputs_of, runtime_of
+from tasks.earlier import latest, remember
+from tasks.evaluate import judge, judging_code
 from tasks.evaluate.uncertainty import read_replicates
 from tasks.extract import extract
-from tasks.fit import source_for
+from tasks.fit import load_model, method_code, series_read, source_for
 from tasks.gate import METRICS, Gate
 from tasks.handles import Cell, Validated
 from tasks.hold_out import RULES, put, split_of_held_out
@@ -32,8 +34,9 @@ from tasks.predict import predict
 from tasks.prepare import prepare
 from tasks.reference import statistics_of
 from tasks.register import LoadedVersion, load_version, register
+from tasks.steps import step_key
 from tasks.stored import accepted_samples
-from tasks.validate import validate
+from tasks.validate import findings, validate
 
 _A_SECOND = 1.0
 _MIB = 256.0
@@ -67,6 +70,7 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
     in_use = None if number is None else load_version(store, f"{validated.name}@{number}")
     champion = None if in_use is None else in_use.version
     new = sorted(_new_images(champion, challenger))
+    looks, drift = (None, []) if in_use is None else _looked_at(night, cell, validated, record, in_use, new)
     decision = Decision(
         cell.dataset,
         cell.category,
@@ -76,8 +80,10 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
         champion=number,
         challenger=challenger.number,
         metrics=record.metrics,
-        counts=record.counts | {"new": len(new)},
-        drift=[] if in_use is None else [asdict(one) for one in _drift(night, cell, validated, in_use, new)],
+        counts=record.counts | {"new": len(new), "newly_set_aside": _newly_set_aside(champion, record)},
+        aside=_aside(store, record),
+        drift=[asdict(one) for one in drift],
+        looks=looks,
     )
     if number != challenger.number:
         was_champion = any(switch.points.get("champion") == challenger.number for switch in aliases.history)
@@ -97,29 +103,60 @@ def _new_images(champion: ModelVersion | None, challenger: ModelVersion) -> set[
     return now if champion is None else now - {*champion.lineage.fitted_on, *champion.lineage.held_out}
 
 
-def _drift(night: Night, cell: Cell, validated: Validated, champion: LoadedVersion, new: list[str]) -> list[Change]:
-    """The new good images against those that were held out for the champion."""
-    version, rate = champion.version, champion.version.calibration.rate
-    cell, validated, features = _seen_by(version, cell, validated)
-    if len(new) < FEWEST:
-        return []
-    source = source_for(champion.detector, validated, features, new)
-    parts = champion.detector.predict_batches(source, runtime_of(cell))
+def _newly_set_aside(champion: ModelVersion | None, record: RunRecord) -> int:
+    before = 0 if champion is None else champion.counts.get("set_aside", 0)
+    return max(0, record.counts["set_aside"] - before)
+
+
+def _aside(store: Store, record: RunRecord) -> dict[str, int]:
+    """Images set aside by rule, the most first; those that the listing left out already count as `listing`."""
+    found = findings(store, record.keys["verdict"])
+    rules = found[found["severity"] == "reject"].drop_duplicates("key")["rule"].value_counts()
+    listed = record.counts["set_aside"] - int(rules.sum())
+    return {str(rule): int(n) for rule, n in rules.items()} | ({"listing": listed} if listed else {})
+
+
+def _looked_at(
+    night: Night, cell: Cell, validated: Validated, record: RunRecord, champion: LoadedVersion, new: list[str]
+) -> tuple[Looks | None, list[Change]]:
+    """The new good images against those that were held out for the champion: quartiles, and what has changed."""
+    version, rate, alpha = champion.version, champion.version.calibration.rate, night.gate.alpha
+    if not new:
+        return None, []
+    cell, validated, features = _seen_by(version, cell, validated, record)
+    store = Store(validated.category.store)
+    detector = load_model(store, version.key, cell)  # which the proof predicts with, too
+    source = source_for(detector, validated, features, new)
+    parts = detector.predict_batches(source, runtime_of(cell))
     scores = np.concatenate([part.scores for part in parts]).astype(np.float64)
-    store, spec = Store(validated.category.store), champion.detector.feature_spec()
+    spec = detector.feature_spec()
     batch = statistics_of(champion.reference, store, validated.prepared.images, features, spec, new, scores)
-    threshold = version.calibration.image
+    threshold, held_out = version.calibration.image, champion.reference.statistics
     rejected = None if threshold is None else int((scores > threshold).sum())
-    return changes(champion.reference.statistics, batch, rejected=rejected, rate=rate, alpha=night.gate.alpha)
+    looks = Looks(len(new), rejected or 0, rate, alpha, threshold, _quartiles(held_out), _quartiles(batch))
+    few = len(new) < FEWEST
+    return looks, [] if few else changes(held_out, batch, rejected=rejected, rate=rate, alpha=alpha)
 
 
-def _seen_by(version: ModelVersion, cell: Cell, validated: Validated) -> tuple[Cell, Validated, str | None]:
+def _quartiles(statistics: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: np.quantile(values, [0.25, 0.5, 0.75]).tolist() for name, values in statistics.items()}
+
+
+def _seen_by(
+    version: ModelVersion, cell: Cell, validated: Validated, record: RunRecord
+) -> tuple[Cell, Validated, str | None]:
     """A version's cell on these images, and what it reads of them: images of its size, the key of its features."""
-    cell = replace(cell, method=version.method, params=version.params, seed=version.seed)
+    tonight, cell = inputs_of(cell), _cell_of(version, cell)
     size, spec = inputs_of(cell)
+    if (size, spec) == tonight and validated.category.catalogue == record.keys["catalogue"]:
+        return cell, validated, record.keys.get("features")
     if size != validated.prepared.image_size:  # the verdict is about the files, whatever they are resized to
         validated = replace(validated, prepared=prepare.fn(validated.category, size))
     return cell, validated, None if spec is None else extract.fn(validated, spec, cell.device)
+
+
+def _cell_of(version: ModelVersion, cell: Cell) -> Cell:
+    return replace(cell, method=version.method, params=version.params, seed=version.seed)
 
 
 def _proven(
@@ -183,12 +220,14 @@ def _against(
     if any(name in record.metrics for name in asked):
         where = "the labelled test set"
         new = _Judged(read_replicates(store, record.keys["evaluation"]), store.get(record.keys["maps"]))
+        known = latest(store, _judgement(_cell_of(champion, cell), validated, champion.lineage.outputs["model"]))
+        remember(store, _judgement(cell, validated, record.keys["model"]), record.keys["evaluation"])
     else:
         where = "synthetic defects in held-out images"
         validated = _synthetic(night, cell, validated, challenger)
         cell = replace(cell, dataset=validated.category.dataset, category=validated.category.category)
-        new = _judged(challenger, cell, validated, record)
-    old = _judged(champion, cell, validated, record)
+        new, known = _judged(challenger, cell, validated, record), None
+    old = _judged(champion, cell, validated, record, known)
     metric = next((name for name in asked if name in new.replicates and name in old.replicates), None)
     if metric is None:
         quality = Check("quality", False, f"none of {', '.join(asked)} can be had on {where}; name another metric")
@@ -206,11 +245,32 @@ def _synthetic(night: Night, cell: Cell, validated: Validated, challenger: Model
     return validate.fn(prepare.fn(category, validated.prepared.image_size), Policy(rules=dict(RULES)))
 
 
-def _judged(version: ModelVersion, cell: Cell, validated: Validated, record: RunRecord) -> _Judged:
-    """The version's folder holds its state as a fit's does, so the steps take its key for a model's."""
-    store, (cell, validated, features) = Store(validated.category.store), _seen_by(version, cell, validated)
+def _judgement(cell: Cell, validated: Validated, model: str) -> str:
+    """The series of what a model's maps of these labelled test images are worth: nights that bring no others share
+    it. `model`: key of the fit."""
+    store, test = Store(validated.category.store), [s for s in accepted_samples(validated) if s.split == "test"]
+    listed = store.get(validated.category.catalogue).meta
+    return step_key(
+        "judgements",
+        cell.dataset,
+        cell.category,
+        model=model,
+        test=fingerprint(test),
+        listed={name: listed.get(name) for name in ("folders", "notes", "options")},
+        reads=series_read(cell, validated),
+        rate=cell.false_reject_rate,
+        code=[judging_code(), method_code("tasks.predict", detector_of(cell))],
+    )
+
+
+def _judged(
+    version: ModelVersion, cell: Cell, validated: Validated, record: RunRecord, known: Artifact | None = None
+) -> _Judged:
+    """The version's folder holds its state as a fit's does, so the steps take its key for a model's. It predicts anew
+    even where its judgement is `known`: seconds of another night say nothing of this one's."""
+    store, (cell, validated, features) = Store(validated.category.store), _seen_by(version, cell, validated, record)
     maps = predict.fn(cell, validated, features, version.key)
-    found = judge(cell, validated, record.keys["calibration"], maps)
+    found = known or judge(cell, validated, record.keys["calibration"], maps)
     return _Judged(read_replicates(store, found.key), store.get(maps))
 
 

@@ -1,4 +1,4 @@
-"""What was made of the same images before: a later night copies those rows and computes the others."""
+"""What was made before of images that come again: a later night copies it, or goes on from it, and makes the rest."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ class Earlier:
         return image_id in self.rows
 
 
-def earlier(store: Store, series: str) -> Earlier | None:
+def latest(store: Store, series: str) -> Artifact | None:
     """The last output of a series (a key without the data in it); None where there is none, or not any more."""
     try:
-        output = store.get(store.read_json(_pointer(series))["key"])
-        return Earlier(output, {name: row for row, name in enumerate(output.meta["ids"])})
+        return store.get(store.read_json(_pointer(series))["key"])
     except (StorageError, OSError, KeyError, TypeError):  # then everything is computed
         return None
+
+
+def earlier(store: Store, series: str) -> Earlier | None:
+    """The rows of the last output of a series; None as for `latest`."""
+    output = latest(store, series)
+    return output and Earlier(output, {name: row for row, name in enumerate(output.meta["ids"])})
 
 
 def remember(store: Store, series: str, key: str) -> None:

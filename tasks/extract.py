@@ -27,6 +27,7 @@ from tasks.earlier import Earlier, earlier, remember
 from tasks.handles import Validated
 from tasks.limits import in_memory
 from tasks.parts import Part, joined
+from tasks.prepare import images_series
 from tasks.progress import Progress
 from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredSource, accepted_samples
@@ -79,16 +80,17 @@ def extract_part(validated: Validated, spec: FeatureSpec, device: str, part: Par
 
 def _key(validated: Validated, spec: FeatureSpec, **of_part: dict[str, int]) -> str:
     data = {"data": validated.fingerprint, "images": validated.prepared.images}
-    return _series(validated, spec, **data, **of_part)
+    return features_series(validated, spec, **data, **of_part)
 
 
-def _series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
+def features_series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
     """What outputs share whose rows, of equal images, are equal."""
     return step_key(
         "features",
         validated.category.dataset,
         validated.category.category,
         spec=asdict(spec) | {"weights": weights_fingerprint(spec)},
+        pixels=images_series(validated.category, validated.prepared.image_size),
         code=code_fingerprint("tasks.extract"),
         **of,
     )
@@ -97,7 +99,7 @@ def _series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
 def _join(store: Store, validated: Validated, spec: FeatureSpec, parts: Sequence[str], draft: Draft) -> dict[str, Any]:
     whole, first = joined(store, parts), store.get(parts[0]).meta  # the first part is never empty
     shapes = {layer: [len(whole["ids"]), *shape[1:]] for layer, shape in first["shapes"].items()}
-    remember(store, _series(validated, spec), draft.key)
+    remember(store, features_series(validated, spec), draft.key)
     return whole | {"shapes": shapes, "spec": asdict(spec), "device": first["device"]}
 
 
@@ -120,7 +122,7 @@ def _extract(
 
     in_memory(write_features, CHUNK)
     if part is None:
-        remember(store, _series(validated, spec), draft.key)
+        remember(store, features_series(validated, spec), draft.key)
     shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
     kept = {"ids": ids, "copied": len(ids) - len(new), "shapes": shapes}
     return kept | {"spec": asdict(spec), "device": str(backbone.device)}
@@ -146,7 +148,7 @@ class _Copied:
 
 
 def _copied(store: Store, validated: Validated, spec: FeatureSpec) -> _Copied | None:
-    known = earlier(store, _series(validated, spec))
+    known = earlier(store, features_series(validated, spec))
     with suppress(NotInStore):  # arrays that are gone are computed again
         return known and _Copied(store, known, spec)
     return None

@@ -1,4 +1,4 @@
-"""Fit a cell's detector on good training images only."""
+"""Fit a cell's detector on good training images only: on all of them, or the new ones on top of an earlier fit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import Detector
 from al_models.parts.alignment import alignment
-from storage.errors import Damaged
-from storage.store import Draft, Store
-from tasks.compute import detector_of, runtime_of
+from storage.errors import Damaged, StorageError
+from storage.store import Artifact, Draft, Store
+from tasks.compute import detector_of, inputs_of, runtime_of
+from tasks.earlier import latest, remember
+from tasks.extract import features_series
 from tasks.handles import Cell, Validated
 from tasks.limits import in_memory
+from tasks.prepare import images_series
 from tasks.split import fit_and_calibration
 from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
@@ -48,10 +51,30 @@ _loading = threading.Lock()
     retry_condition_fn=retry_passing,
 )
 def fit(cell: Cell, validated: Validated, features: str | None) -> str:
-    """Key of the model: `state.safetensors` (plain arrays) and, in the manifest, what it learned from."""
+    """Key of the model: `state.safetensors` (plain arrays) and, in the manifest, what it learned from.
+
+    A cell with `update`, of a method that is `incremental`, goes on from the last such fit with equal parameters, seed
+    and code: it learns the new images on top, which gives the fit of all of them up to rounding (a thousandth of a
+    score at most). The key then says from which model. When an image that was learned is not to be learned any more
+    (it is gone, set aside or held out), all are learned at once.
+    """
     store = Store(validated.category.store)
+    if not (cell.update and detector_of(cell).traits.incremental):
+        key = _key(cell, **_of_tonight(validated, features))
+        run_step(store, key, partial(_fit, store, cell, validated, features, None))
+        return key
+    series = _key(cell, reads=series_read(cell, validated))
+    known = latest(store, series)
+    key, base = _goes_on_from(store, cell, validated, features, known)
+    run_step(store, key, partial(_fit, store, cell, validated, features, base))
+    if known is None or known.key != key:
+        remember(store, series, key)
+    return key
+
+
+def _key(cell: Cell, **of: Any) -> str:
     detector = detector_of(cell)
-    key = step_key(
+    return step_key(
         "models",
         cell.dataset,
         cell.category,
@@ -59,14 +82,38 @@ def fit(cell: Cell, validated: Validated, features: str | None) -> str:
         params=detector.params(),
         seed=cell.seed,
         share=cell.train_share,
-        data=validated.fingerprint,
-        inputs=features or validated.prepared.images,
         # A training rounds as its device does, so machines of two kinds do not share what they learned.
         mixed_precision=detector.traits.trains and runtime_of(cell).mixed_precision,
         code=method_code("tasks.fit", detector),
+        **of,
     )
-    run_step(store, key, partial(_fit, store, cell, validated, features, detector))
-    return key
+
+
+def _of_tonight(validated: Validated, features: str | None) -> dict[str, str]:
+    return {"data": validated.fingerprint, "inputs": features or validated.prepared.images}
+
+
+def series_read(cell: Cell, validated: Validated) -> str:
+    """What fits share that read equal values of equal images."""
+    size, spec = inputs_of(cell)
+    return images_series(validated.category, size) if spec is None else features_series(validated, spec)
+
+
+def _goes_on_from(
+    store: Store, cell: Cell, validated: Validated, features: str | None, known: Artifact | None
+) -> tuple[str, Artifact | None]:
+    """Key of the fit, and the model it goes on from. `known`: the last of the series."""
+    tonight = _of_tonight(validated, features)
+    whole = _key(cell, **tonight)
+    if known is None:
+        return whole, None
+    ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed, cell.train_share)
+    before = known.meta["fitted_on"], known.meta["held_out"]
+    if before == (ids, held_out):
+        return known.key, None
+    if not set(before[0]) <= set(ids) or store.find(whole) is not None:
+        return whole, None
+    return _key(cell, **tonight, updated_from=known.key), known
 
 
 def method_code(step: str, detector: Detector) -> str:
@@ -109,17 +156,28 @@ def _load(store: Store, key: str, cell: Cell) -> Detector:
 
 
 def _fit(
-    store: Store, cell: Cell, validated: Validated, features: str | None, detector: Detector, draft: Draft
+    store: Store, cell: Cell, validated: Validated, features: str | None, base: Artifact | None, draft: Draft
 ) -> dict[str, Any]:
     _kept.clear()
     ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed, cell.train_share)
     checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
+    learned_before = set() if base is None else set(base.meta["fitted_on"])
+    new = [name for name in ids if name not in learned_before]
 
     def learn(batch_size: int) -> Detector:
-        source = source_for(detector, validated, features, ids, batch_size=batch_size)
-        return detector.fit(source, runtime_of(cell, checkpoints))
+        detector = detector_of(cell) if base is None else _load(store, base.key, cell)
+        source = source_for(detector, validated, features, new, batch_size=batch_size)
+        if base is None:
+            return detector.fit(source, runtime_of(cell, checkpoints))
+        return detector.partial_fit(source, runtime_of(cell)) if new else detector
 
-    in_memory(learn, 32)
+    try:
+        detector = in_memory(learn, 32)
+    except StorageError as error:
+        if base is None:
+            raise
+        logger.warning("%s: all images are learned, since the earlier model is of no use (%s)", cell.name, error)
+        return _fit(store, cell, validated, features, None, draft)
     store.write_bytes(f"{draft.folder}/state.safetensors", as_safetensors(detector.state()))
     store.write_bytes(f"{draft.folder}/params.json", json.dumps(detector.params(), indent=1).encode())
     checkpoints.forget()
@@ -127,6 +185,7 @@ def _fit(
     for warning in warnings:
         logger.warning("%s: %s", cell.name, warning)
     learned = {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
+    learned |= {"updated_from": base and base.key}
     return {**learned, "facts": detector.facts(), "losses": _losses(detector), "warnings": warnings}
 
 

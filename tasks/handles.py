@@ -78,6 +78,9 @@ class Cell:
     """Share of good parts that the calibrated threshold may reject."""
     train_share: float = 1.0
     """Share of the images to learn from that is learned from: less only in the first rungs of a search."""
+    update: bool = False
+    """Go on from what was learned before, where the method can: a night's. Otherwise all is learned at once, so that a
+    benchmark's figures do not depend on what was in the store."""
 
     @property
     def name(self) -> str:

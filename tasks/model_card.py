@@ -123,6 +123,7 @@ def _lineage(version: ModelVersion) -> str:
     line = version.lineage
     parent = f"version {line.parent}" if line.parent else "none"
     rows = {"champion when it was added": parent, "added": version.created, "run record": line.record}
+    rows |= {"learned on top of": line.updated_from} if line.updated_from else {}
     rows |= {f"copied from {step}": key for step, key in line.outputs.items()}
     rows |= {f"fingerprint of {what}": name for what, name in version.fingerprints.items() if what in ("data", "code")}
     return _table(rows | {f"SHA-256 of {file}": digest for file, digest in version.files.items()})

@@ -91,12 +91,12 @@ def prepare(category: Category, image_size: int) -> Prepared:
     if image_size < 1:
         raise InvalidInput(f"image size {image_size} is not a side in pixels; give at least 1, such as 256")
     store = Store(category.store)
-    key = _series(category, image_size, fingerprint=category.fingerprint)
+    key = images_series(category, image_size, fingerprint=category.fingerprint)
     run_step(store, key, partial(_prepare, store, category, image_size))
     return Prepared(category, image_size, key)
 
 
-def _series(category: Category, image_size: int, **of: Any) -> str:
+def images_series(category: Category, image_size: int, **of: Any) -> str:
     """What outputs share whose rows, of equal images, are equal."""
     code = code_fingerprint("tasks.prepare")
     return step_key("images", category.dataset, category.category, image_size=image_size, code=code, **of)
@@ -110,7 +110,7 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
         gray = pool.map(lambda sample: is_gray(inside(root, sample.path, folders)), samples)
         channels = 3 if False in list(gray) else 1
         shape = (len(samples), image_size, image_size, channels)
-        copied = _copied(store, _series(category, image_size), channels)
+        copied = _copied(store, images_series(category, image_size), channels)
         look = partial(_look, root, folders, shape[1:], copied)
         facts: list[dict[str, Any]] = []
         progress = Progress(f"decode {category.name}")
@@ -124,7 +124,7 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
     table.to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/facts.parquet", buffer.getvalue())
     logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
-    remember(store, _series(category, image_size), draft.key)
+    remember(store, images_series(category, image_size), draft.key)
     seen_before = 0 if copied is None else sum(sample.id in copied.known for sample in samples)
     return {"ids": [sample.id for sample in samples], "channels": channels, "copied": seen_before}
 

@@ -108,6 +108,7 @@ def _version_of(record: RunRecord, model: dict[str, Any], parent: int | None) ->
             record=record.key(),
             outputs={step: record.keys[step] for step in _COPIED},
             parent=parent,
+            updated_from=model.get("updated_from"),
         ),
         metrics=record.metrics,
         intervals=record.intervals,

@@ -2,87 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Command, eventually
 from PIL import Image
+from plant import NAME, Plant, listening
 
 import flows.alerts
 from flows.alerts import alert, one_at_a_time, tell
-from flows.nightly import Outcome, nightly
-from flows.runfile import DataSource, MethodRun, NightlyRun
-from flows.runners import runner_for
-from storage.models import Registry
-from storage.nights import Decision, read_decisions
+from flows.runfile import MethodRun
+from storage.errors import StoreTooNew
+from storage.nights import read_decisions
 from storage.store import Store
-from tasks.demo_data import make_demo_data
 from tasks.gate import Gate
 
 pytestmark = [
     pytest.mark.usefixtures("api"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-NAME = "mvtec_ad/brick"
-
-
-class Plant:
-    """A place where new good images arrive every day, and whose nights can be run."""
-
-    def __init__(self, root: Path, labelled: bool = True) -> None:
-        self.root, self.data = root, root / "data"
-        make_demo_data(root / "all", train=24, validation=8, good=6, defects_per_type=2, size=64)
-        shutil.copytree(root / "all" / "brick", self.data / "brick")
-        if not labelled:
-            shutil.rmtree(self.data / "brick" / "test")
-        self.to_come = sorted((self.data / "brick" / "train" / "good").iterdir())[18:]
-        (root / "later").mkdir()
-        for path in self.to_come:
-            shutil.move(path, root / "later")
-        self.store = Store(str(root / "store"))
-        self.registry = Registry(self.store)
-
-    def deliver(self, images: int) -> None:
-        """So many new good images."""
-        for path in sorted((self.root / "later").iterdir())[:images]:
-            shutil.move(path, self.data / "brick" / "train" / "good")
-
-    def run(self, **changes: Any) -> NightlyRun:
-        """What a night is to do."""
-        source = DataSource(dataset="mvtec_ad", root=str(self.data), categories=["brick"])
-        method = MethodRun(name="padim", params={"image_size": 64, "channels": 10})
-        places = {"store": self.store.url, "report": str(self.root / "report")}
-        return NightlyRun(
-            **{"data": [source], "method": method, "workers": 1, "false_reject_rate": 0.2, **places, **changes}
-        )
-
-    def night(self, **changes: Any) -> Decision:
-        """One night."""
-        (decision,) = self.outcome(**changes).decisions
-        assert decision in list(read_decisions(self.store, NAME))
-        return decision
-
-    def outcome(self, **changes: Any) -> Outcome:
-        """What the flow gives."""
-        run = self.run(**changes)
-        state = nightly.with_options(task_runner=runner_for(run))(run, return_state=True)
-        outcome = state.result(raise_on_failure=False)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    @property
-    def aliases(self) -> dict[str, int]:
-        """Which version is what."""
-        return self.registry.aliases(NAME).points
 
 
 @pytest.fixture(scope="module")
@@ -213,24 +155,8 @@ def test_a_second_night_on_the_same_store_leaves(plant: Plant, monkeypatch: pyte
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
     """An address, and what was posted to it."""
-    posted: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/alarm", posted
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening() as place:
+        yield place
 
 
 def test_alarms_reach_a_webhook(webhook: tuple[str, list[dict[str, str]]]) -> None:
@@ -245,6 +171,42 @@ def test_alarms_reach_a_webhook(webhook: tuple[str, list[dict[str, str]]]) -> No
     assert eventually(told, within=60, every=1)
     assert posted[0]["subject"] == f"{NAME} needs a look"
     assert posted[0]["body"] == "kept: pro is lower; drift: brightness (report/nights.html)"
+
+
+def test_a_night_that_breaks_is_told(
+    webhook: tuple[str, list[dict[str, str]]], plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, posted = webhook
+    tell(url)
+    Store(str(tmp_path)).write_json("store.json", {"format": 99})
+
+    def told() -> bool:
+        with pytest.raises(StoreTooNew):
+            plant.outcome(store=str(tmp_path))
+        return eventually(lambda: posted, within=5)
+
+    assert eventually(told, within=60, every=1)
+    assert posted[0]["subject"] == "nightly mvtec_ad/brick: padim broke"
+    assert posted[0]["body"].startswith("Failed: ")
+    assert "has format 99" in posted[0]["body"]
+
+
+def test_a_night_whose_model_failed_is_told_once(
+    webhook: tuple[str, list[dict[str, str]]], plant: Plant, tmp_path: Path
+) -> None:
+    url, posted = webhook
+    tell(url)
+    place = {
+        "store": str(tmp_path / "store"),
+        "method": MethodRun(name="padim", params={"image_size": 64, "layers": [9]}),
+    }
+
+    def told() -> bool:
+        assert [one.outcome for one in plant.outcome(**place).decisions] == ["failed"]
+        return eventually(lambda: posted, within=5)
+
+    assert eventually(told, within=60, every=1)
+    assert {one["subject"] for one in posted} == {f"{NAME} needs a look"}
 
 
 def test_the_command_runs_a_night_from_a_file(plant: Plant, al: Command) -> None:

@@ -67,6 +67,8 @@ class Lineage:
     """Keys of the outputs of that run which were copied, by step; they may be gone by now."""
     parent: int | None = None
     """The champion when it was added; None when there was none."""
+    updated_from: str | None = None
+    """Key of the earlier model that learned the new images on top; None: all images were learned at once."""
 
 
 @dataclass(frozen=True)

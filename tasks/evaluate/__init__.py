@@ -84,9 +84,14 @@ def judge(cell: Cell, validated: Validated, calibration: str, maps: str, parts: 
         maps=maps,
         calibration=calibration,
         rate=cell.false_reject_rate,
-        code=code_fingerprint(*_CODE),
+        code=judging_code(),
     )
     return run_step(store, key, partial(_evaluate, store, cell, validated, calibration, maps, parts))
+
+
+def judging_code() -> str:
+    """Name of the code that judges maps."""
+    return code_fingerprint(*_CODE)
 
 
 def _evaluate(
@@ -252,6 +257,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
         facts=model.get("facts", {}),
         losses=model.get("losses", []),
+        updated_from=model.get("updated_from"),
         warnings=model.get("warnings", []),
         fingerprints={
             "data": validated.fingerprint,

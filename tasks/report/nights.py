@@ -10,10 +10,10 @@ from storage.nights import Decision, read_decisions
 from storage.store import Store
 from tasks.report.page import environment, write_whole
 from tasks.report.tables import METRICS
+from tasks.report.trends import Trend, trends_of
 
 PAGE = "nights.html"
 _SHOWN = ("pro", "pixel_auroc", "image_auroc")
-_COLOURS = {"pro": "pro", "pixel_auroc": "pixel", "image_auroc": "image"}
 _NIGHTS = 60
 """Latest nights of a model that the page shows."""
 
@@ -36,13 +36,9 @@ class Model:
         return [(m, METRICS.get(m, m)) for m in _SHOWN if any(m in night.metrics for night in self.nights)]
 
     @property
-    def trends(self) -> list[tuple[str, list[tuple[int, float]], str]]:
-        """(name, (night counted from the first shown, value), class of the line) of each metric."""
-        rising = list(enumerate(reversed(self.nights)))
-        return [
-            (label, [(at, night.metrics[m]) for at, night in rising if m in night.metrics], _COLOURS[m])
-            for m, label in self.metrics
-        ]
+    def trends(self) -> list[Trend]:
+        """Charts of its nights."""
+        return trends_of(self.nights[::-1], self.metrics)
 
 
 def nights_report(store_url: str, folder: str, names: Sequence[str]) -> str:
