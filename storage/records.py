@@ -56,6 +56,7 @@ class RunRecord:
     """Keys of the stored outputs, by step, for reading maps and pictures."""
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
+    """Processor, cores and GPU that the model was fitted on."""
     finished: str = ""
     """UTC time, ISO 8601."""
 

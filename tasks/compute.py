@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -47,6 +51,22 @@ def runtime_of(cell: Cell, checkpoints: Checkpoints | None = None) -> Runtime:
         progress=Progress(cell.name),
         checkpoints=checkpoints,
     )
+
+
+@cache
+def hardware_of(asked: str) -> str:
+    """Processor and cores of this machine, and the GPU where the device asked for is one."""
+    names = {line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")}
+    text = f"{min(names, default=platform.machine())}, {os.cpu_count()} cores"
+    device = device_of(asked)
+    return f"{text}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else text
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
 
 
 def _reuse_freed_memory() -> None:

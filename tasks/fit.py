@@ -18,7 +18,7 @@ from al_models.detector import Detector
 from al_models.parts.alignment import alignment
 from storage.errors import Damaged, StorageError
 from storage.store import Artifact, Draft, Store
-from tasks.compute import detector_of, inputs_of, runtime_of
+from tasks.compute import detector_of, hardware_of, inputs_of, runtime_of
 from tasks.earlier import latest, remember
 from tasks.extract import features_series
 from tasks.handles import Cell, Validated
@@ -185,7 +185,7 @@ def _fit(
     for warning in warnings:
         logger.warning("%s: %s", cell.name, warning)
     learned = {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
-    learned |= {"updated_from": base and base.key}
+    learned |= {"updated_from": base and base.key, "hardware": hardware_of(cell.device)}
     return {**learned, "facts": detector.facts(), "losses": _losses(detector), "warnings": warnings}
 
 

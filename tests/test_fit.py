@@ -10,6 +10,7 @@ from weakref import ref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from al_models import create
@@ -38,6 +39,14 @@ def test_the_precision_of_a_training_names_its_model(
         monkeypatch.setattr(compute, "_bfloat16_pays", lambda device, pays=pays: pays)
         names.append(fit.fn(Cell("toy", "toy", method, device="cpu"), VALIDATED, features))
     assert (names[0] == names[1]) is equal
+
+
+def test_the_gpu_is_named_only_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU ({device})")
+    hardware_of = compute.hardware_of.__wrapped__
+    assert hardware_of("auto") == f"{hardware_of('cpu')}, a GPU (cuda)"
+    assert hardware_of("cuda:1").endswith("cores, a GPU (cuda:1)")
 
 
 @pytest.mark.parametrize(("most", "warned"), [(0, False), (60, True)])
@@ -70,6 +79,7 @@ def test_the_model_last_used_is_in_memory_and_once(demo_root: Path, tmp_path: Pa
     assert spec is not None
     features = extract.fn(validated, spec, "cpu")
     key = fit.fn(cell, validated, features)
+    assert store.get(key).meta["hardware"] == compute.hardware_of("cpu")
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: load_model(store, key, cell), range(2))
     assert first is second

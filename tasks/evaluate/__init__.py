@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,7 +265,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         },
         keys=keys,
         versions=versions(),
-        hardware=hardware(),
+        hardware=model["hardware"],
         finished=found.meta["finished"],
     )
 
@@ -275,22 +274,3 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
 def versions() -> dict[str, str]:
     """Of Python and the libraries that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
-
-
-@cache
-def hardware() -> str:
-    """Processor, cores, and GPU where there is one."""
-    import os
-
-    import torch
-
-    names = {line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")}
-    text = f"{min(names, default=platform.machine())}, {os.cpu_count()} cores"
-    return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else text
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return []
