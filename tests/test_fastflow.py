@@ -48,6 +48,13 @@ def test_the_loss_is_the_likelihood_that_autograd_finds():
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_no_weight_lowers_the_loss_behind_the_likelihoods_back():
+    """Eq. 3 counts the flow's log-determinant; a trained scale in front of it would be taken back there for ever."""
+    flow = MapFlow((4, 2, 2), 2, 1.0, 2.0, only_3x3=False)
+    counted = {id(parameter) for parameter in flow.flow.parameters()}
+    assert {id(parameter) for parameter in flow.parameters()} == counted
+
+
 def test_the_map_is_the_mean_over_the_layers():
     images = check_images(128)
     detector = quick_detector(Fastflow).fit(images.train)

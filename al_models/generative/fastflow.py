@@ -7,11 +7,15 @@ unlikely the positions are, brought to image size and averaged over the layers, 
 
 The paper's: 8 flow steps on CNNs, 20 on vision transformers (one layer: block 7 of DeiT, 40 of CaiT); subnets of two
 convolutions, 3x3 and 1x1 in turns, as wide inside as their input (0.16 of it on transformers); layer normalization in
-front; Adam at 1e-3, weight decay 1e-5, 500 epochs, 32 images a batch. The authors published no code: clamp 2, plain
-permutations and a trained normalization are those of the implementations that reproduce the paper's figures.
+front; Adam at 1e-3, weight decay 1e-5, 500 epochs, 32 images a batch. The authors published no code: clamp 2 and plain
+permutations are those of the implementations that reproduce the paper's figures.
 
-Ours: nothing in the mathematics. A likelihood is given as exp(-mean z^2 / 2), as those implementations do, and the map
-is 1 minus its mean over the layers, so that 0 is the likeliest.
+Ours: the normalization in front has no weights. In those implementations it has, and its log-determinant is not in the
+loss: weights that shrink are taken back by the flow, whose log-determinant then grows without end, until they pass zero
+after some 1/learning_rate steps. On `grid` that gave 98.2 / 98.1 / 93.3 (image AUROC, pixel AUROC, PRO) after 60 epochs
+and 55.1 / 70.2 / 41.4 after 490; without weights, on one layer at 128 px, 99.0 / 97.1 / 90.0 after 190 epochs where it
+was 80.7 / 78.1 / 52.1. A likelihood is given as exp(-mean z^2 / 2), as those implementations do, and the map is 1 minus
+its mean over the layers, so that 0 is the likeliest.
 
 Shapes: n images, c channels, h x w positions.
 """
@@ -49,7 +53,7 @@ class MapFlow(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], steps: int, ratio: float, clamp: float, *, only_3x3: bool) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(shape)
+        self.norm = nn.LayerNorm(shape, elementwise_affine=False)
         blocks = []
         for step in range(steps):
             side = 1 if step % 2 and not only_3x3 else 3
