@@ -55,16 +55,18 @@ def _automations() -> list[Automation]:
         return [Automation(**one.model_dump()) for one in client.read_automations()]
 
 
-def one_at_a_time(until: ExitStack, store: Store, what: str) -> bool:
-    """Whether nobody else does this on the store, on this Prefect server; then nobody will until the stack ends.
+def one_at_a_time(until: ExitStack, store: Store, models: Sequence[str]) -> bool:
+    """Whether no other night works on one of these models of the store, on this Prefect server; then none will until
+    the stack ends.
 
-    Waits a minute for another to end. A process that dies loses its place within minutes.
+    Waits a minute for another to end; all models are had, or none. A process that dies loses its places within minutes.
     """
-    name = f"al-{what}-{sha256(store.url.encode()).hexdigest()[:16]}"
+    names = [f"al-night-{sha256(f'{store.url} {model}'.encode()).hexdigest()[:16]}" for model in models]
     with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(name, 1)
+        for name in names:
+            client.upsert_global_concurrency_limit_by_name(name, 1)
     try:
-        until.enter_context(concurrency(name, occupy=1, timeout_seconds=_WAIT_S, strict=True))
+        until.enter_context(concurrency(names, occupy=1, timeout_seconds=_WAIT_S, strict=True))
     except (ConcurrencySlotAcquisitionError, TimeoutError):
         return False
     return True

@@ -49,10 +49,11 @@ def nightly(run: NightlyRun) -> State[Outcome]:
     store = Store(run.store)
     store.check_format()
     with ExitStack() as alone:
-        if not one_at_a_time(alone, store, "nightly"):
-            left = "another night is at work on this store"
-            return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
-        decisions, page = _night(run, store)
+        night = _night(run, store, alone)
+    if night is None:
+        left = "another night is at work on one of these models"
+        return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
+    decisions, page = night
     alarms = {decision.name: decision.alarms for decision in decisions if decision.alarms}
     for name, told in alarms.items():
         alert(name, told, page)
@@ -62,12 +63,14 @@ def nightly(run: NightlyRun) -> State[Outcome]:
     return (Failed if failed else Completed)(data=Outcome(page, decisions), message=message)
 
 
-def _night(run: NightlyRun, store: Store) -> tuple[list[Decision], str]:
-    """The decisions, and the page about them."""
+def _night(run: NightlyRun, store: Store, alone: ExitStack) -> tuple[list[Decision], str] | None:
+    """The decisions, and the page about them; None where another night is at work."""
     began = datetime.now(UTC).isoformat(timespec="seconds")
     night = Night(began, run.gate, str(Path(run.report).resolve() / FOLDER), run.keep)
     with Watch(store, "nightly") as watch:
         sweep = Sweep(run.as_benchmark(), store, watch)
+        if not one_at_a_time(alone, store, [each.category.name for each in sweep.categories]):
+            return None
         watch.expect(len(sweep))
         started, records = [], []
         for record in sweep.records():

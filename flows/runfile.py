@@ -17,6 +17,8 @@ from tasks.gate import Gate
 from tasks.handles import Cell
 from tasks.policy import Policy
 
+_RATE = "Share of good parts that the threshold may reject; 1 / rate - 1 held-out good images are needed"
+
 
 class RunFileError(ValueError):
     """A run file that cannot be used."""
@@ -34,7 +36,7 @@ class DataSource(Strict):
 class Run(Strict):
     """What every run is about, and where."""
 
-    data: list[DataSource] = Field(min_length=1)
+    data: list[DataSource] = Field(min_length=1, description="Data sets, and where they lie")
     store: str = Field("al-store", description="Folder or URL where outputs are kept and found again")
     report: str = Field("al-report", description="Folder the report is written to")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -92,8 +94,8 @@ class RunFile(Run):
     search: list[SearchRun] = Field(
         default_factory=list, description="Parameters to choose before: `al search`, with what follows in `methods`"
     )
-    seeds: list[int] = Field(default=[0], min_length=1)
-    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    seeds: list[int] = Field(default=[0], min_length=1, description="Each method runs with each; the spread is shown")
+    false_reject_rate: float = Field(0.05, gt=0, lt=1, description=_RATE)
 
     @field_validator("search", mode="before")
     @classmethod
@@ -148,8 +150,8 @@ class NightlyRun(Run):
     """A night: each category's model is refitted, proven and perhaps promoted."""
 
     method: MethodRun = Field(MethodRun(name="padim"), description="What the models are made with")
-    seed: int = 0
-    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    seed: int = Field(0, description="Of what the method and the choice of held-out images draw at random")
+    false_reject_rate: float = Field(0.05, gt=0, lt=1, description=_RATE)
     gate: Gate = Field(Gate(), description="What a new model has to keep to be put into use")
     keep: int = Field(10, ge=1, description="Newest versions to keep of each model, beside those in use")
 
@@ -168,6 +170,18 @@ class NightlyRun(Run):
         create(self.method.name, **self.method.params)
         self.check_data()
         return self
+
+
+class ReportRun(Strict):
+    """A store whose pages are written again; nothing is computed."""
+
+    store: str = Field("al-store", description="Folder or URL of the records")
+    report: str = Field("al-report", description="Folder the pages are written to")
+
+    @property
+    def title(self) -> str:
+        """For people, in the UI."""
+        return self.store
 
 
 _OF_A_BENCHMARK = set(RunFile.model_fields) - set(IngestRun.model_fields)
