@@ -14,6 +14,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.types import SecretDict
 
 from storage.store import Store
 
@@ -30,9 +31,16 @@ def alert(model: str, told: Sequence[str], page: str) -> None:
 
 
 def tell(url: str) -> None:
-    """Have the server post each alarm to a webhook, as JSON {"subject", "body"}; an earlier address is replaced."""
+    """Have the server post each alarm to a webhook, as JSON {"subject", "body"}; an earlier address is replaced.
+
+    Whoever knows the address of a webhook can post to it, so the server keeps it as a secret.
+    """
     block = CustomWebhookNotificationBlock(
-        name="al alarms", url=url, method="POST", json_data={"subject": "{{subject}}", "body": "{{body}}"}
+        name="al alarms",
+        url="{{address}}",
+        secrets=SecretDict({"address": url}),
+        method="POST",
+        json_data={"subject": "{{subject}}", "body": "{{body}}"},
     )
     block_id = block.save("al-alarms", overwrite=True)
     for old in [one for one in _automations() if one.name == AUTOMATION]:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -188,7 +189,7 @@ def alarms(
     from flows.alerts import tell
 
     tell(url)
-    console.print(f"alarms go to {url}", soft_wrap=True, highlight=False)
+    console.print(f"alarms go to {urlsplit(url).hostname}", soft_wrap=True, highlight=False)  # the rest is a secret
 
 
 @app.command()

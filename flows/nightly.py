@@ -79,6 +79,7 @@ def _night(run: NightlyRun, store: Store, alone: ExitStack) -> tuple[list[Decisi
             started.append((record, _start(night, sweep, record) if record.status == "done" else None))
         started.sort(key=lambda one: sweep.places[one[0].cell])
         decisions = [_decision(store, began, record, future) for record, future in started]
+        watch.decided(decisions)
         page = nights_report(store.url, run.report, [decision.name for decision in decisions])
         watch.report(page)
     return decisions, page

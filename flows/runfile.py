@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from al_models.registry import METHODS, create
 from flows.searchrun import MethodRun, Range, SearchRun, Strict
+from flows.store_url import StoreUrl
 from tasks.gate import Gate
 from tasks.handles import Cell
 from tasks.policy import Policy
@@ -37,7 +38,7 @@ class Run(Strict):
     """What every run is about, and where."""
 
     data: list[DataSource] = Field(min_length=1, description="Data sets, and where they lie")
-    store: str = Field("al-store", description="Folder or URL where outputs are kept and found again")
+    store: StoreUrl = Field("al-store", description="Folder or URL where outputs are kept and found again")
     report: str = Field("al-report", description="Folder the report is written to")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     validation: Policy = Field(default_factory=Policy, description="What is expected of the images, and what follows")
@@ -175,7 +176,7 @@ class NightlyRun(Run):
 class ReportRun(Strict):
     """A store whose pages are written again; nothing is computed."""
 
-    store: str = Field("al-store", description="Folder or URL of the records")
+    store: StoreUrl = Field("al-store", description="Folder or URL of the records")
     report: str = Field("al-report", description="Folder the pages are written to")
 
     @property
@@ -215,7 +216,8 @@ def explain(error: ValidationError) -> str:
 def _explain_one(item: Any, run: type[Run]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']} (given: {item['input']!r})"
+        given = "" if where == "store" else f" (given: {item['input']!r})"  # it may hold a password
+        return f"{where}: {item['msg']}{given}"
     models = {"data": DataSource, "methods": MethodRun, "method": MethodRun, "validation": Policy}
     models |= {"search": SearchRun, "gate": Gate}
     model = Range if "range" in item["loc"] else models.get(str(item["loc"][0]), run)
