@@ -174,8 +174,9 @@ class Watch:
             {
                 "model": decision.name,
                 "outcome": decision.outcome,
+                "in use": "none" if decision.champion is None else decision.champion,
+                "alarms": len(decision.alarms),
                 "why": decision.why,
-                "version in use": "none" if decision.champion is None else decision.champion,
                 "look at": "; ".join(decision.alarms),
             }
             for decision in decisions

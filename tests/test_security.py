@@ -6,7 +6,7 @@ Others of the kind stand with what they are about:
 - paths and links in data sets and their lists: test_bad_input.py, test_datasets.py, test_dataset_*.py
 - images and masks that are bombs, or cut short: test_images.py, test_masks.py, test_polygons.py, test_predict_images.py
 - keys that leave a store: test_store.py; names of models: test_models.py; changed bytes of a version: test_register.py
-- names that would break out of a page: test_report_data.py
+- names that would break out of a page: test_report.py, test_report_data.py
 """
 
 from __future__ import annotations
