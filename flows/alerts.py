@@ -17,6 +17,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
 from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.types import SecretDict
 
 from storage.store import Store
 
@@ -46,10 +47,15 @@ def tell(url: str, silent_after: timedelta = _SILENT_AFTER) -> None:
 
     It also posts when a night itself breaks: its flow run fails or crashes. A night that was killed where no worker
     watches it is taken for crashed when nothing was heard of it for `silent_after`. A night on Dask that a worker
-    started has two flow runs, one within the other, and may be told twice.
+    started has two flow runs, one within the other, and may be told twice. Whoever knows the address of a webhook can
+    post to it, so the server keeps it as a secret.
     """
     block = CustomWebhookNotificationBlock(
-        name="al alarms", url=url, method="POST", json_data={"subject": "{{subject}}", "body": "{{body}}"}
+        name="al alarms",
+        url="{{address}}",
+        secrets=SecretDict({"address": url}),
+        method="POST",
+        json_data={"subject": "{{subject}}", "body": "{{body}}"},
     )
     block_id = block.save("al-alarms", overwrite=True)
     for old in [one for one in _automations() if one.name in _AUTOMATIONS]:
@@ -93,16 +99,18 @@ def _automations() -> list[Automation]:
         return [Automation(**one.model_dump()) for one in client.read_automations()]
 
 
-def one_at_a_time(until: ExitStack, store: Store, what: str) -> bool:
-    """Whether nobody else does this on the store, on this Prefect server; then nobody will until the stack ends.
+def one_at_a_time(until: ExitStack, store: Store, models: Sequence[str]) -> bool:
+    """Whether no other night works on one of these models of the store, on this Prefect server; then none will until
+    the stack ends.
 
-    Waits a minute for another to end. A process that dies loses its place within minutes.
+    Waits a minute for another to end; all models are had, or none. A process that dies loses its places within minutes.
     """
-    name = f"al-{what}-{sha256(store.url.encode()).hexdigest()[:16]}"
+    names = [f"al-night-{sha256(f'{store.url} {model}'.encode()).hexdigest()[:16]}" for model in models]
     with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(name, 1)
+        for name in names:
+            client.upsert_global_concurrency_limit_by_name(name, 1)
     try:
-        until.enter_context(concurrency(name, occupy=1, timeout_seconds=_WAIT_S, strict=True))
+        until.enter_context(concurrency(names, occupy=1, timeout_seconds=_WAIT_S, strict=True))
     except (ConcurrencySlotAcquisitionError, TimeoutError):
         return False
     return True

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -164,6 +165,7 @@ def nightly(
     outcome, failed = _run_flow("flows.nightly:nightly", _checked(NightlyRun, values))
     if outcome.left is not None:
         console.print(outcome.left, highlight=False)
+        return
     for decision in outcome.decisions:
         console.print(f"{decision.name}: {decision.outcome}, {decision.why}", soft_wrap=True, highlight=False)
         for told in decision.alarms:
@@ -187,7 +189,7 @@ def alarms(
     from flows.alerts import tell
 
     tell(url)
-    console.print(f"alarms go to {url}", soft_wrap=True, highlight=False)
+    console.print(f"alarms go to {urlsplit(url).hostname}", soft_wrap=True, highlight=False)  # the rest is a secret
 
 
 @app.command()
@@ -307,10 +309,14 @@ def records(
 
 @app.command("report")
 def report_command(store: StoreOption = "al-store", report: ReportOption = "al-report") -> None:
-    """Write the report of everything in a store."""
+    """Write the report of everything in a store, and the page of its nights; no Prefect server is needed."""
+    from flows.report import pages
     from tasks.report import report as write
 
-    console.print(f"report: {write.fn(opened(store).url, report)}", soft_wrap=True, highlight=False)
+    written = pages(opened(store), report, write.fn)
+    for name, path in (("report", written.report), ("nights", written.nights)):
+        if path is not None:
+            console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -35,6 +35,8 @@ _PACKAGES = ("al_models", "flows", "storage", "tasks")
 _LOOK_EVERY_S = 10.0
 _FIRST_WORKER_S = 120.0
 _LOST_S = 600.0
+# Whoever reaches a scheduler or a worker can run code on it.
+_LOOPBACK = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
 
 # Dask keeps the last 1,000 messages to the scheduler and to each worker for its developers to read. A step is one to
 # each, with all that Prefect sends along: 0.7 MB a cell. A length that the user has set stays.
@@ -173,7 +175,7 @@ class LocalCluster(SpecCluster):
                 "options": {
                     "nthreads": 1,
                     "memory_limit": MEMORY_LIMIT // processes,
-                    "dashboard_address": ":0",
+                    **_LOOPBACK,
                     "resources": {"GPU": 1} if place < gpus else {},
                     # A process without a GPU of its own must not take memory of another's.
                     "env": {"CUDA_VISIBLE_DEVICES": str(place) if place < gpus else ""},
@@ -181,7 +183,7 @@ class LocalCluster(SpecCluster):
             }
             for place in range(processes)
         }
-        scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0", "host": "127.0.0.1"}}
+        scheduler = {"cls": Scheduler, "options": _LOOPBACK}
         super().__init__(workers=workers, scheduler=scheduler, name="anomaly-localization", silence_logs=logging.ERROR)
 
 

@@ -50,10 +50,11 @@ def nightly(run: NightlyRun) -> State[Outcome]:
     store = Store(run.store)
     store.check_format()
     with ExitStack() as alone:
-        if not one_at_a_time(alone, store, "nightly"):
-            left = "another night is at work on this store"
-            return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
-        decisions, page = _night(run, store)
+        night = _night(run, store, alone)
+    if night is None:
+        left = "another night is at work on one of these models"
+        return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
+    decisions, page = night
     alarms = {decision.name: decision.alarms for decision in decisions if decision.alarms}
     for name, told in alarms.items():
         alert(name, told, page)
@@ -70,12 +71,14 @@ def _ended(failed: bool, outcome: Any, message: str | None) -> State[Outcome]:
     return Completed(data=outcome, message=message)
 
 
-def _night(run: NightlyRun, store: Store) -> tuple[list[Decision], str]:
-    """The decisions, and the page about them."""
+def _night(run: NightlyRun, store: Store, alone: ExitStack) -> tuple[list[Decision], str] | None:
+    """The decisions, and the page about them; None where another night is at work."""
     began = datetime.now(UTC).isoformat(timespec="seconds")
     night = Night(began, run.gate, str(Path(run.report).resolve() / FOLDER), run.keep)
     with Watch(store, "nightly") as watch:
         sweep = Sweep(run.as_benchmark(), store, watch)
+        if not one_at_a_time(alone, store, [each.category.name for each in sweep.categories]):
+            return None
         watch.expect(len(sweep))
         started, records = [], []
         for record in sweep.records():
@@ -84,6 +87,7 @@ def _night(run: NightlyRun, store: Store) -> tuple[list[Decision], str]:
             started.append((record, _start(night, sweep, record) if record.status == "done" else None))
         started.sort(key=lambda one: sweep.places[one[0].cell])
         decisions = [_decision(store, began, record, future) for record, future in started]
+        watch.decided(decisions)
         page = nights_report(store.url, run.report, [decision.name for decision in decisions])
         watch.report(page)
     return decisions, page

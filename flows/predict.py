@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -70,8 +71,12 @@ class _Work:
     def summarise(self, newest: int | None = None) -> Summary:
         """Write what was found, and show it in the UI."""
         summary = summarise(self.inspection, newest)
-        create_table_artifact(summary.worst, key="worst-images", description="rejected images, the worst first")
-        create_table_artifact(summary.drift_table, key="drift", description="the images against the held-out ones")
+        create_table_artifact(
+            _readable(summary.worst), key="worst-images", description="rejected images, the worst first"
+        )
+        create_table_artifact(
+            _readable(summary.drift_table), key="drift", description="the images against the held-out ones"
+        )
         return summary
 
 
@@ -115,6 +120,11 @@ def _stopped() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _readable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For people: the files beside them have all digits."""
+    return [{name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
 
 
 def _said(decisions: dict[str, int]) -> str:

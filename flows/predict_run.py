@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.store_url import StoreUrl
 from storage.image_paths import image_paths
 from storage.models import Registry
 from storage.store import Store
@@ -18,7 +19,7 @@ class PredictRun(BaseModel):
 
     model: str = Field(description="mvtec_ad/grid (its champion), mvtec_ad/grid@3 or mvtec_ad/grid@challenger")
     images: list[str] = Field(min_length=1, description="Files, folders, patterns such as parts/**/*.png, @list.txt")
-    store: str = Field("al-store", description="Folder or URL that the model is registered in")
+    store: StoreUrl = Field("al-store", description="Folder or URL that the model is registered in")
     out: str = Field("al-predictions", description="Folder for what is found; images judged in it are not judged again")
     batch_size: int = Field(16, ge=1, description="Images that are judged at once")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -29,7 +30,7 @@ class PredictRun(BaseModel):
     @property
     def title(self) -> str:
         """For people, in the UI."""
-        return f"{self.model}: {', '.join(self.images)}"
+        return f"{self.model}: {', '.join('/'.join(Path(given).parts[-2:]) for given in self.images)}"
 
     def paths(self) -> list[str]:
         """The images that are there now. Raises DatasetError for what is not, unless it is waited for."""

@@ -14,9 +14,12 @@ from pydantic import Field, ValidationError, field_validator
 
 from al_models.registry import METHODS, create
 from flows.searchrun import MethodRun, Range, SearchRun, Strict
+from flows.store_url import StoreUrl
 from tasks.gate import Gate
 from tasks.handles import Cell
 from tasks.policy import Policy
+
+_RATE = "Share of good parts that the threshold may reject; 1 / rate - 1 held-out good images are needed"
 
 
 class RunFileError(ValueError):
@@ -35,8 +38,8 @@ class DataSource(Strict):
 class Run(Strict):
     """What every run is about, and where."""
 
-    data: list[DataSource] = Field(min_length=1)
-    store: str = Field("al-store", description="Folder or URL where outputs are kept and found again")
+    data: list[DataSource] = Field(min_length=1, description="Data sets, and where they lie")
+    store: StoreUrl = Field("al-store", description="Folder or URL where outputs are kept and found again")
     report: str = Field("al-report", description="Folder the report is written to")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     validation: Policy = Field(default_factory=Policy, description="What is expected of the images, and what follows")
@@ -93,8 +96,8 @@ class RunFile(Run):
     search: list[SearchRun] = Field(
         default_factory=list, description="Parameters to choose before: `al search`, with what follows in `methods`"
     )
-    seeds: list[int] = Field(default=[0], min_length=1)
-    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    seeds: list[int] = Field(default=[0], min_length=1, description="Each method runs with each; the spread is shown")
+    false_reject_rate: float = Field(0.05, gt=0, lt=1, description=_RATE)
 
     @field_validator("search", mode="before")
     @classmethod
@@ -156,8 +159,8 @@ class NightlyRun(Run):
     """A night: each category's model is refitted, proven and perhaps promoted."""
 
     method: MethodRun = Field(MethodRun(name="padim"), description="What the models are made with")
-    seed: int = 0
-    false_reject_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    seed: int = Field(0, description="Of what the method and the choice of held-out images draw at random")
+    false_reject_rate: float = Field(0.05, gt=0, lt=1, description=_RATE)
     gate: Gate = Field(Gate(), description="What a new model has to keep to be put into use")
     keep: int = Field(10, ge=1, description="Newest versions to keep of each model, beside those in use")
 
@@ -176,6 +179,18 @@ class NightlyRun(Run):
         create(self.method.name, **self.method.params)
         self.check_data()
         return self
+
+
+class ReportRun(Strict):
+    """A store whose pages are written again; nothing is computed."""
+
+    store: StoreUrl = Field("al-store", description="Folder or URL of the records")
+    report: str = Field("al-report", description="Folder the pages are written to")
+
+    @property
+    def title(self) -> str:
+        """For people, in the UI."""
+        return self.store
 
 
 _OF_A_BENCHMARK = set(RunFile.model_fields) - set(IngestRun.model_fields)
@@ -209,7 +224,8 @@ def explain(error: ValidationError) -> str:
 def _explain_one(item: Any, run: type[Run]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg']} (given: {item['input']!r})"
+        given = "" if where == "store" else f" (given: {item['input']!r})"  # it may hold a password
+        return f"{where}: {item['msg']}{given}"
     models = {"data": DataSource, "methods": MethodRun, "method": MethodRun, "validation": Policy}
     models |= {"search": SearchRun, "gate": Gate}
     model = Range if "range" in item["loc"] else models.get(str(item["loc"][0]), run)

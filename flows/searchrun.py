@@ -22,14 +22,14 @@ class MethodRun(Strict):
     """A method and the parameters that differ from its paper's."""
 
     name: str = Field(description="Name of the method: see `al methods`")
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters that differ from the paper's")
 
 
 class Range(Strict):
     """Numbers to draw from, both ends included; whole numbers where both ends are."""
 
-    low: int | float
-    high: int | float
+    low: int | float = Field(description="The smallest")
+    high: int | float = Field(description="The largest")
     log: bool = Field(False, description="Whether each order of magnitude is as likely as any other")
 
     @model_validator(mode="after")

@@ -9,11 +9,16 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from flows import server
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.deployments.runner import RunnerDeployment
+    from pydantic import BaseModel
 
 POOL = "local"
 
@@ -44,58 +49,65 @@ def deploy(folder: Path) -> list[str]:
     """Create or renew the work pool and the deployments, which run in `folder`; their names."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.deployments.runner import EntrypointType
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    made = deployments(folder)
+    for deployment in made:
+        deployment.apply()
+    return [f"{deployment.flow_name}/{deployment.name}" for deployment in made]
+
+
+def deployments(folder: Path) -> list[RunnerDeployment]:
+    """Each flow, with the demo's images as the values its form begins with; `infra/prefect.yaml` has the same."""
+    from prefect.deployments.runner import EntrypointType
 
     from flows.benchmark import benchmark
     from flows.demo import demo_run, demo_search
     from flows.ingest import ingest
     from flows.nightly import nightly
     from flows.predict import predict
-    from flows.runfile import IngestRun, NightlyRun
+    from flows.predict_run import PredictRun
+    from flows.report import report
+    from flows.runfile import IngestRun, NightlyRun, ReportRun
     from flows.search import search
 
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-    common: dict[str, Any] = {
-        "name": "local",
-        "work_pool_name": POOL,
-        "entrypoint_type": EntrypointType.MODULE_PATH,
-        "job_variables": {"working_dir": str(folder)},
-    }
-    places = {"store": str(folder / "al-demo" / "store"), "report": str(folder / "al-demo" / "report")}
-    run = demo_run(**places)
-    deployments = [
-        benchmark.to_deployment(
-            description="Compare methods on data sets. The parameters are a run file's; the default is the demo.",
+    demo = folder / "al-demo"
+    places = {"store": str(demo / "store"), "report": str(demo / "report")}
+    data = demo_run(**places).data
+    new = PredictRun(
+        model="demo/brick", images=[str(demo / "data" / "brick" / "test")], store=places["store"],
+        out=str(demo / "predictions"),
+    )  # fmt: skip
+    offered: list[tuple[Flow[Any, Any], BaseModel, list[str], str]] = [
+        (benchmark, demo_run(**places), ["comparison"],
+         "Compare methods on data sets. The parameters are a run file's; the default is the demo."),
+        (search, demo_search(**places), ["comparison"],
+         "Choose parameters by synthetic defects in held-out good images, and compare the chosen."),
+        (ingest, IngestRun(data=data, **places), ["data"],
+         "Take data sets in and judge their images, with nothing learned from them."),
+        (nightly, NightlyRun(data=data, **places), ["production"],
+         "Refit each model on what is new, prove it against the one in use, and promote it or not."),
+        (predict, new, ["production"],
+         "Judge new images with a registered version of a model, such as a night's."),
+        (report, ReportRun(**places), ["pages"],
+         "Write the pages again from what a store holds; nothing is computed."),
+    ]  # fmt: skip
+    return [
+        flow.to_deployment(
+            "local",
             parameters={"run": run.model_dump()},
-            **common,
-        ),
-        search.to_deployment(
-            description="Choose parameters by synthetic defects in held-out good images, and compare the chosen.",
-            parameters={"run": demo_search(**places).model_dump()},
-            **common,
-        ),
-        ingest.to_deployment(
-            description="Take data sets in and judge their images, with nothing learned from them.",
-            parameters={"run": IngestRun(data=run.data, store=run.store, report=run.report).model_dump()},
-            **common,
-        ),
-        nightly.to_deployment(
-            description="Refit each model on what is new, prove it against the one in use, and promote it or not.",
-            parameters={"run": NightlyRun(data=run.data, store=run.store, report=run.report).model_dump()},
-            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-            tags=["nightly"],
-            **common,
-        ),
-        predict.to_deployment(description="Judge images with a registered version of a model.", **common),
+            tags=tags,
+            description=description,
+            work_pool_name=POOL,
+            job_variables={"working_dir": str(folder)},
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for flow, run, tags, description in offered
     ]
-    for deployment in deployments:
-        deployment.apply()
-    return [f"{deployment.flow_name}/{deployment.name}" for deployment in deployments]
 
 
 def _greet(console: Console, url: str, names: list[str]) -> None:

@@ -35,6 +35,7 @@ from rich.progress import (
 from rich.table import Table
 
 from flows.runners import running_on
+from storage.nights import Decision
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.progress import listening
@@ -167,14 +168,29 @@ class Watch:
         self._tell(1.0)
         create_table_artifact(list(rows), key="trials", description=f"trials, best first; every rung: {path}")
 
+    def decided(self, decisions: Sequence[Decision]) -> None:
+        """What a night decided about each model."""
+        rows = [
+            {
+                "model": decision.name,
+                "outcome": decision.outcome,
+                "in use": "none" if decision.champion is None else decision.champion,
+                "alarms": len(decision.alarms),
+                "why": decision.why,
+                "look at": "; ".join(decision.alarms),
+            }
+            for decision in decisions
+        ]
+        create_table_artifact(rows, key="decisions", description="what the night decided about each model, and why")
+
     def report(self, path: str, records: Sequence[RunRecord] = ()) -> None:
-        """The report is written, and so all is done."""
+        """A page is written, and so all is done."""
         self._tell(1.0)
         if records:
             self._table(records)
-        create_markdown_artifact(
-            f"[{Path(path).name}](file://{path})\n\n`{path}`", key="report", description="the report"
-        )
+        name = Path(path).name
+        key = "report" if name == "index.html" else _key(Path(path).stem)
+        create_markdown_artifact(f"[{name}](file://{path})\n\n`{path}`", key=key, description="where the page lies")
 
 
 def _small_jpeg(png: bytes) -> str:

@@ -29,6 +29,10 @@ class NotInStore(StorageError, FileNotFoundError):
         return str(self.args[0])
 
 
+class HoldsPassword(StorageError, ValueError):
+    """A URL with a password in it, which would be written wherever the URL is."""
+
+
 class NotStorable(StorageError, ValueError):
     """A value that JSON cannot hold, such as NaN."""
 

@@ -19,6 +19,8 @@ from storage.samples import Sample, content_hash, sample_id
 Progress = Callable[[int, int], None]
 """(files done, files in all)."""
 
+MAX_BYTES = 2**30
+"""Larger files are not read: no image that is decoded has as many bytes, and they would fill the memory."""
 _RACY_NS = 2_000_000_000
 """A file written so shortly before it was hashed may change again without a new time."""
 
@@ -33,9 +35,11 @@ class Hashes:
     """Files whose content was read."""
 
     def of(self, root: Path, path: str) -> str | None:
-        """The file's content name; None for a file that may not be read, or that has gone since it was listed."""
+        """The file's content name; None for one that may not be read, is too large, or has gone since it was listed."""
         try:
             before = os.stat(root / path)
+            if before.st_size > MAX_BYTES:
+                return None
             kept = self.known.get(path)
             if kept is not None and kept[:2] == (before.st_size, before.st_mtime_ns):
                 return kept[2]
@@ -86,7 +90,8 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
                     SetAside(
                         sample.category,
                         path,
-                        "may not be read, or has gone meanwhile; see to its permissions and run again",
+                        f"may not be read, has gone meanwhile, or is larger than {MAX_BYTES >> 30} GiB; see to its "
+                        "permissions and run again",
                     )
                 )
         content = names[sample.path]

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import Damaged, NotInStore, NotStorable, StoreTooNew
+from storage.errors import Damaged, HoldsPassword, NotInStore, NotStorable, StoreTooNew
 
 if TYPE_CHECKING:
     import zarr
 
 FORMAT = 1
 ABANDONED_AFTER_S = 7 * 24 * 3600
+PASSWORD = r"://[^/]*:[^/]*@"
+"""In a URL: `ftp://user:password@host`."""
 _DRAFT_NAME = re.compile(r"(\d+)-[0-9a-f]{8}")  # when it was begun, in seconds, and who
 _FIX_VALUE = "give finite numbers, texts, lists and dicts, and leave out what has no meaning"
 _FIX_NEWER = "update the program, or give another store"
@@ -67,11 +69,15 @@ class Store:
     """A place for outputs. Pickles by its URL; safe for any number of processes at once."""
 
     url: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
     """Passed to fsspec (endpoint, credentials). Credentials are better given by the environment."""
 
     def __post_init__(self) -> None:
-        """A relative folder becomes absolute here: a worker that gets the URL has its own working directory."""
+        """A relative folder becomes absolute here: a worker that gets the URL has its own working directory.
+
+        Raises HoldsPassword for a URL that does.
+        """
+        check_url(self.url)
         if "://" not in self.url:
             object.__setattr__(self, "url", os.path.abspath(os.path.expanduser(self.url)))
 
@@ -98,7 +104,11 @@ class Store:
         """The file system's own path of a key; of the store itself for "". Raises NotInStore for one that leaves it."""
         if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
             raise NotInStore(f"{key!r} is not a key; a key is names joined by '/', none of them empty, '.' or '..'")
-        return f"{self._root}/{key}"
+        root = self._root
+        path = f"{root}/{key}"
+        if self.is_local and not f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(root).rstrip('/')}/"):
+            raise NotInStore(f"{key!r} leads out of {self.url} by a link; put what it leads to in its place")
+        return path
 
     def check_format(self) -> None:
         """Mark a new store with our format; raise StoreTooNew for one that a newer version wrote."""
@@ -233,6 +243,16 @@ class Store:
                 old = begun is not None and time.time() - int(begun[1]) > ABANDONED_AFTER_S
                 if old and (kept is None or kept.folder != folder):
                     self.delete(folder)
+
+
+def check_url(url: str) -> str:
+    """The URL of a store, which records, logs and pages repeat. Raises HoldsPassword, without repeating it."""
+    if re.search(PASSWORD, url):
+        raise HoldsPassword(
+            "the store's URL holds a password, which records, logs and pages would repeat; leave it out, and give it "
+            "by the environment (AWS_SECRET_ACCESS_KEY, ...) or by fsspec's configuration file"
+        )
+    return url
 
 
 def json_bytes(what: str, value: Any) -> bytes:

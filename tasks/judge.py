@@ -16,6 +16,7 @@ from al_models.drift import SCOPE_LIMIT
 from al_models.errors import InvalidInput
 from al_models.parts.images import decode, light, resize
 from al_models.types import ImageBatch
+from storage.files import MAX_BYTES
 from storage.samples import content_hash
 from tasks.compute import runtime_of
 from tasks.handles import Cell
@@ -28,7 +29,6 @@ Decision = Literal["accept", "reject", "undecided", "out_of_scope", "unreadable"
 """Undecided: too few good images were held out for a threshold. Out of scope: it does not look like the images that the
 model was made from at all, and so is not judged."""
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
-_MAX_BYTES = 2**30
 _PICTURE_SIDE = 1024
 """Pixels that pictures for people have on their longer side, at most."""
 
@@ -75,8 +75,8 @@ class Judged:
 def open_image(path: str, size: int, skip: Callable[[str], bool]) -> Opened | None:
     """The file, decoded as `tasks.prepare` does; None when its content is one to `skip`. Never raises for the file."""
     try:
-        if os.path.getsize(path) > _MAX_BYTES:
-            raise InvalidInput(f"larger than {_MAX_BYTES} bytes; crop or tile the image")
+        if os.path.getsize(path) > MAX_BYTES:
+            raise InvalidInput(f"larger than {MAX_BYTES} bytes; crop or tile the image")
         data = Path(path).read_bytes()
     except (OSError, InvalidInput) as error:
         return Opened(path, problem=f"cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -30,6 +30,8 @@ _Ended = tuple[int, str, str]
 Command = Callable[..., _Ended]
 AL = [sys.executable, "-c", "from flows.cli import main; main()"]
 """The command `al`, whether or not the checkout is installed."""
+SECRET = "never-to-be-repeated"
+"""What credentials of tests are, so that a test can look for them."""
 
 
 def free_port() -> int:
@@ -132,7 +134,7 @@ def bucket() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("NO_PROXY", host)

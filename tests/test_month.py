@@ -99,7 +99,7 @@ class Month:
         assert process.returncode == -9, "it ended before it could be killed"
         with get_client(sync_client=True) as client:  # its place would be free in five minutes; a day goes by here
             for place in client.read_global_concurrency_limits():
-                if place.name.startswith("al-nightly-"):
+                if place.name.startswith("al-night-"):
                     client.delete_global_concurrency_limit_by_name(place.name)
 
     def _fits(self) -> int:

@@ -140,16 +140,19 @@ def test_other_light_is_told_as_drift(tmp_path: Path) -> None:
 # alone, and told
 
 
-def test_a_second_night_on_the_same_store_leaves(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_night_on_the_same_model_leaves(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.alerts, "_WAIT_S", 1.0)
     with ExitStack() as first:
-        assert one_at_a_time(first, plant.store, "nightly")
+        assert one_at_a_time(first, plant.store, [NAME])
         before = len(list(read_decisions(plant.store, NAME)))
         outcome = plant.outcome()
-        assert outcome.left == "another night is at work on this store"
+        assert outcome.left == "another night is at work on one of these models"
         assert len(list(read_decisions(plant.store, NAME))) == before
-    with ExitStack() as second:
-        assert one_at_a_time(second, plant.store, "nightly")
+        with ExitStack() as second:
+            assert not one_at_a_time(second, plant.store, ["mvtec_ad/carpet", NAME])
+            assert one_at_a_time(second, plant.store, ["mvtec_ad/carpet"]), "nights on other models stop nobody"
+    with ExitStack() as third:
+        assert one_at_a_time(third, plant.store, [NAME, "mvtec_ad/carpet"])
 
 
 @pytest.fixture

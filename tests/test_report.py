@@ -20,7 +20,9 @@ import zarr
 from PIL import Image
 
 from al_models.calibration import HeldOutPixels
+from flows.report import pages
 from storage.errors import Damaged
+from storage.nights import Decision, write_decision
 from storage.records import RunRecord, read_records, write_record
 from storage.store import Store
 from tasks.handles import Category
@@ -211,6 +213,14 @@ def test_page_is_whole_and_asks_nothing_of_others(store: Store, tmp_path: Path) 
     assert len(page.ids) == len(set(page.ids))
     assert not re.search(r"https?://|url\(|@import", text)
     assert all(page.alts)
+
+
+def test_the_page_of_the_nights_is_written_again_beside_it(store: Store, tmp_path: Path) -> None:
+    assert pages(store, str(tmp_path), report.fn).nights is None
+    write_decision(store, Decision("mvtec_ad", "screw", "2026-01-02T02:00:00", "kept", "pro is lower"))
+    written = pages(store, str(tmp_path), report.fn)
+    assert written.report == str(tmp_path / "index.html")
+    assert "pro is lower" in Path(written.nights or "").read_text()
 
 
 def test_names_are_escaped(store: Store, tmp_path: Path) -> None:

@@ -150,6 +150,26 @@ def test_the_ui_shows_steps_artifacts_and_what_the_steps_say(
     assert "images accepted" not in served.said, "the terminal stays quiet"
 
 
+@pytest.mark.usefixtures("run")
+def test_the_pages_are_written_again_by_a_deployment(served: Served) -> None:
+    page = served.folder / "report" / "index.html"
+    page.unlink()
+    deployment = ask(served.url, "deployments/name/report/local")
+    assert deployment["tags"] == ["pages"]
+    places = {"store": str(served.folder / "store"), "report": str(page.parent)}
+    asked = {"state": {"type": "SCHEDULED"}, "parameters": {"run": places}}
+    id = ask(served.url, f"deployments/{deployment['id']}/create_flow_run", asked)["id"]
+    assert eventually(lambda: ask(served.url, f"flow_runs/{id}")["state_type"] == "COMPLETED", within=90, every=0.5)
+    assert "padim" in page.read_text()
+
+
+def test_nobody_else_can_reach_it(served: Served) -> None:
+    family = [psutil.Process(served.process.pid)]
+    family += family[0].children(recursive=True)
+    found = [one for process in family if process.is_running() for one in process.net_connections("inet")]
+    assert {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
 def test_a_deployment_with_a_schedule_gets_its_runs_by_itself(served: Served) -> None:
     question = {"deployments": {"id": {"any_": [served.cron]}}}
 

@@ -1,0 +1,46 @@
+"""Write the pages again from what a store holds: what was compared, and the nights of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from flows.runfile import ReportRun
+from flows.runners import ThreadsRunner
+from flows.terminal import opened
+from flows.watch import Watch
+from storage.nights import read_decisions
+from storage.store import Store
+from tasks.report import report as write
+from tasks.report.nights import nights_report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The pages that were written."""
+
+    report: str
+    """Path of index.html."""
+    nights: str | None = None
+    """Path of nights.html; None where no night has been."""
+
+
+@flow(name="report", flow_run_name="report {run.title}", task_runner=ThreadsRunner())
+def report(run: ReportRun) -> State[Outcome]:
+    """Compute nothing: read the records, and write the pages."""
+    store = opened(run.store)
+    with Watch(store, "report") as watch:
+        outcome = pages(store, run.report)
+        for path in filter(None, (outcome.report, outcome.nights)):
+            watch.report(path)
+    return Completed(data=outcome, message=f"see {outcome.report}")
+
+
+def pages(store: Store, folder: str, write: Callable[[str, str], str] = write) -> Outcome:
+    """Write them; `write`: the step, or its bare function where no Prefect runs."""
+    index = write(store.url, folder)
+    models = sorted({decision.name for decision in read_decisions(store)})
+    return Outcome(index, nights_report(store.url, folder, models) if models else None)
