@@ -34,6 +34,7 @@ from flows.cli import app
 from flows.demo import demo_run
 from flows.runfile import Run, RunFile, read_run_file
 from flows.serve import POOL, deployments
+from storage.store import Store
 
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
@@ -202,6 +203,15 @@ def test_an_al_command_takes_its_options(program: list[str]) -> None:
     assert "al" in PROJECT["scripts"]
     command = typer.main.get_command(app).commands[program[1]]  # type: ignore[attr-defined]
     assert command.make_context(program[1], program[2:]).params["runner"] == "tcp://scheduler:8786"
+
+
+def test_the_bucket_is_made_once_and_holds_a_store(bucket: str) -> None:
+    (program,) = [p for p in PROGRAMS if p[0] == "python"]
+    for _ in range(2):  # as when the parts are started again
+        subprocess.run([sys.executable, *program[1:]], env=os.environ, check=True, timeout=60)
+    (url,) = re.findall(r"s3://\w+/\w+", (INFRA / "compose.yaml").read_text())
+    Store(url).check_format()
+    assert Store(url).list("") == ["store.json"]
 
 
 def test_compose_refers_to_what_it_defines() -> None:
