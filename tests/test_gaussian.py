@@ -8,7 +8,14 @@ import torch
 from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 
 from al_models.parts import gaussian
-from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
+from al_models.parts.gaussian import (
+    PositionGaussians,
+    inverse_triangular,
+    mahalanobis,
+    pack_symmetric,
+    unpack_symmetric,
+    whitening,
+)
 
 EPSILON = 0.01
 
@@ -127,3 +134,14 @@ def test_symmetric_matrices_survive_packing():
     packed = pack_symmetric(scatter)
     assert packed.shape == (5, 21)
     assert torch.equal(unpack_symmetric(packed, 6), scatter)
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 100])
+def test_triangular_matrices_are_inverted(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(5, 2 * size + 1, size, generator=generator)
+    lower = torch.linalg.cholesky(x.mT @ x / len(x) + 0.01 * torch.eye(size))
+    found = inverse_triangular(lower)
+    expected = torch.linalg.solve_triangular(lower.double(), torch.eye(size).double().expand(5, -1, -1), upper=False)
+    assert torch.equal(found, found.tril())
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _POSITIONS_AT_ONCE = 512
+_ROW_BY_ROW = 16
 _IMAGES_THAT_PAY = 4
 """From so many images on, two products of three quarters of the matrix are a third faster than one of all of it."""
 
@@ -65,8 +66,30 @@ def whitening(count: int, scatter: Tensor, epsilon: float) -> Tensor:
     found = torch.empty_like(scatter)
     for part, out in zip(scatter.split(_POSITIONS_AT_ONCE), found.split(_POSITIONS_AT_ONCE), strict=True):
         factor = torch.linalg.cholesky(part / max(1, count - 1) + epsilon * identity)
-        torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False, out=out)
+        out.copy_(inverse_triangular(factor))
     return found
+
+
+def inverse_triangular(lower: Tensor) -> Tensor:
+    """Inverses (p, c, c) of lower triangular matrices, by halves: [[A, 0], [B, C]] has -C^-1 B A^-1 below its diagonal.
+
+    Batched products keep all threads busy; `torch.linalg.solve_triangular` starts them for each matrix, which takes
+    twice as long on idle cores and ten times as long on busy ones.
+    """
+    c = lower.shape[1]
+    inverse = torch.zeros_like(lower)
+    if c <= _ROW_BY_ROW:
+        for i in range(c):
+            scale = lower[:, i, i].reciprocal()
+            inverse[:, i, i] = scale
+            if i:
+                inverse[:, i, :i] = -torch.bmm(lower[:, i : i + 1, :i], inverse[:, :i, :i])[:, 0] * scale[:, None]
+        return inverse
+    half = c // 2
+    first, last = inverse_triangular(lower[:, :half, :half]), inverse_triangular(lower[:, half:, half:])
+    inverse[:, :half, :half], inverse[:, half:, half:] = first, last
+    inverse[:, half:, :half] = -torch.bmm(last, torch.bmm(lower[:, half:, :half], first))
+    return inverse
 
 
 def mahalanobis(x: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
