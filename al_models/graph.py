@@ -5,10 +5,11 @@ weights, the backbone, features rounded to half precision as they are stored (th
 detector, upsampling and smoothing. The number of images is open, and so is their size.
 
 The resizing is ONNX's `Resize` on uint8, which onnxruntime computes as Pillow does: antialiased, first along rows, and
-rounded after each direction. Its scale is a float32 where Pillow's is a double. So pixels are the same to the bit for
-sizes whose ratio to the model's a float32 holds (512 to 256, 1024 x 768 to 256); at other sizes about one value in a
-thousand is one level of 255 off, and where the height shrinks while the width grows, which Pillow resizes in the other
-order, one in four.
+rounded after each direction. Its scale is a float32 where Pillow's is a double. So pixels are the same to the bit where
+a float32 holds the model's size over the image's (256 / 512, and images of the model's size, which are left as they
+are); at other sizes about one value in a thousand is one level of 255 off, and where the height shrinks while the width
+grows, which Pillow may resize in the other order, one in four. Who wants the very same maps of such images resizes them
+first, by Pillow's BILINEAR.
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ class Graph(nn.Module):
             if hasattr(module, "inplace"):
                 module.inplace = False  # else the exporter takes half a second for each to undo it
         self.register_buffer("held_out", torch.as_tensor(np.asarray(held_out, np.float32)))
+        with torch.no_grad():  # what is computed once and kept must be of numbers, not of a tracing's placeholders
+            self(self.example()[:1])
+
+    def example(self) -> Tensor:
+        """Two black images as it takes them."""
+        return torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if torch.onnx.is_in_onnx_export():
@@ -94,14 +101,12 @@ def write_onnx(detector: Detector, held_out: np.ndarray, path: Path, metadata: M
     for package in ("onnx", "onnxscript"):
         _needed(package)
     graph = Graph(detector, held_out)
-    images = torch.zeros(2, graph.size, graph.size, 3, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
-        graph(images)  # what is computed once and kept must be of numbers, not of the placeholders of a tracing
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch's own, of its own parts
         try:
             program = torch.onnx.export(
                 graph.eval(),
-                (images,),
+                (graph.example(),),
                 input_names=["images"],
                 output_names=list(OUTPUTS),
                 dynamic_shapes=({0: "n", 1: "height", 2: "width"},),

@@ -212,7 +212,8 @@ def test_the_card_of_an_exported_version_says_how_to_load_it(
     registry.export(registry.resolve(label), tmp_path / "out")
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
     assert card.startswith(f"# {BRICK}, version 1: padim\n")
-    from_store, from_folder = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    from_store, from_folder, from_onnx = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert 'InferenceSession("model.onnx")' in from_onnx
     images = sorted(demo_root.glob("brick/test/*/*.png"))[:3]
     monkeypatch.chdir(tmp_path / "out")
     names: dict[str, object] = {"images": images}
