@@ -4,12 +4,11 @@ What is in it is what `al predict` computes, by the same code: the resizing, the
 weights, the backbone, features rounded to half precision as they are stored (thresholds were set on such), the
 detector, upsampling and smoothing. The number of images is open, and so is their size.
 
-The resizing is ONNX's `Resize` on uint8, which onnxruntime computes as Pillow does: antialiased, first along rows, and
-rounded after each direction. Its scale is a float32 where Pillow's is a double. So pixels are the same to the bit where
-a float32 holds the model's size over the image's (256 / 512, and images of the model's size, which are left as they
-are); at other sizes about one value in a thousand is one level of 255 off, and where the height shrinks while the width
-grows, which Pillow may resize in the other order, one in four. Who wants the very same maps of such images resizes them
-first, by Pillow's BILINEAR.
+The resizing is ONNX's `Resize` on uint8, which onnxruntime computes as `parts.images.resize` does: antialiased, first
+along rows, and rounded after each direction. Its scale is a float32 where Pillow's is a double. So pixels are the same
+to the bit where a float32 holds the model's size over the image's (256 / 512, and images of the model's size, which are
+left as they are); at other sizes about one value in a thousand is one level of 255 off. Who wants the very same maps of
+such images resizes them first.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def export_onnx(registry: Registry, name: str, folder: str, images: Sequence[str
     """
     loaded = load_version(registry.store, name)
     version, judge = loaded.version, Judge(loaded, "cpu", _SAMPLES)
-    samples = load_images(images, judge.size) if images else _stored(registry, version)
+    samples = load_images(images, judge.size) if images else stored_images(registry, version)
     texts = {file: registry.read(version, file) for file in TEXTS}
     with new_folder(folder) as aside:
         file = aside / FILE
@@ -125,7 +125,7 @@ def _difference(theirs: np.ndarray, ours: np.ndarray) -> float:
     return float(apart.max() / max(float(np.abs(ours).max()), np.finfo(np.float32).tiny))
 
 
-def _stored(registry: Registry, version: ModelVersion) -> np.ndarray:
+def stored_images(registry: Registry, version: ModelVersion) -> np.ndarray:
     """Some of the images of the run that a version comes from, good and defective: uint8 (n, size, size, 3)."""
     record = read_record(registry.store, version.lineage.record)
     found = record and registry.store.find(record.keys["images"])
