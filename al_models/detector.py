@@ -18,6 +18,8 @@ from al_models.errors import InvalidInput, NotFitted
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from al_models.parts.sources import Images
 
 FLOAT16_MAX = 65504.0
@@ -112,6 +114,18 @@ class Detector(ABC):
         for name, value in state.items():
             setattr(self, name, torch.as_tensor(np.asarray(value)))
         return self
+
+    def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Maps (n, size, size) and scores (n,) of images and features that lie where the learned attributes do.
+
+        What `predict` computes, before it is told which image is which; for methods with the trait `graph`, which take
+        the number of images from the tensors' shapes: a graph that is made of it leaves that number open.
+        """
+        raise NotImplementedError
+
+    def no_graph(self) -> str | None:
+        """Why `tensors` is no graph with these parameters; None where it is one."""
+        return None if self.traits.graph else "loops over images, takes gradients or asks another library"
 
     @abstractmethod
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:

@@ -28,6 +28,14 @@ class NotFitted(ModelsError, RuntimeError):
     """`predict` or `state` before `fit` or `load_state`."""
 
 
+class ExportFailed(ModelsError, RuntimeError):
+    """A model that cannot be written in another format, or whose file does not compute what the model does."""
+
+
+class MissingPackage(ModelsError, ImportError):
+    """An optional dependency that is not installed."""
+
+
 class WeightsUnavailable(ModelsError, OSError):
     """Pretrained weights that are neither on this machine nor reachable."""
 

@@ -106,10 +106,14 @@ class TrainedDetector(Detector):
             **self.training,
         )
 
+    def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Maps (n, size, size) and scores (n,), the features in float32."""
+        return self._judge(self.network_, batch)
+
     @torch.no_grad()
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
-        network = self.network_.to(runtime.device)
-        maps, scores = self._judge(network, moved(batch, runtime.device))
+        self.network_.to(runtime.device)
+        maps, scores = self.tensors(moved(batch, runtime.device))
         return Prediction(batch.ids, maps.float().cpu().numpy(), scores.float().cpu().numpy())
 
     def curve(self) -> list[tuple[int, float, float]]:

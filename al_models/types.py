@@ -151,3 +151,5 @@ class Traits:
     """Its maps are -log10 of a number of false alarms an image."""
     incremental: bool = False
     """More good images can be added to a fitted model."""
+    graph: bool = False
+    """Its `tensors` are a graph, the same operations whatever the images: `al_models.graph` exports it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,14 @@ models_app = typer.Typer(
 )
 
 _SWITCHES_SHOWN = 10
+
+
+class Format(StrEnum):
+    """What a model is exported as."""
+
+    arrays = "arrays"
+    onnx = "onnx"
+
 
 VersionArgument = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="Such as mvtec_ad/grid@3 or mvtec_ad/grid@challenger.")
@@ -114,10 +123,26 @@ def roll_back_model(
 def export_model(
     name: ModelArgument,
     to: Annotated[str, typer.Option(help="A new folder.")],
+    format: Annotated[
+        Format, typer.Option(help="arrays: safetensors. onnx: one file from images to maps, scores and p-values.")
+    ] = Format.arrays,
+    images: Annotated[
+        list[str] | None, typer.Option(help="With onnx: an image file to check it on; may be repeated.")
+    ] = None,
     store: StoreOption = "al-store",
 ) -> None:
-    """Copy a version into a folder: its arrays (safetensors), version.json and MODEL_CARD.md."""
+    """Copy a version into a folder: its arrays or model.onnx, version.json and MODEL_CARD.md.
+
+    An ONNX file is checked with onnxruntime against the maps of `al predict`, on images of the run or those given with
+    --images, and only kept when they agree. It needs pip install 'anomaly-localization[onnx]'.
+    """
     registry = _registry(store)
+    if format == Format.onnx:
+        from tasks.export_onnx import export_onnx
+
+        done = export_onnx(registry, name, to, images or [])
+        _print(f"{done.label}: {to}\n{done.said()}")
+        return
     version = registry.resolve(name)
     registry.export(version, to)
     _print(f"{version.label}: {to}")

@@ -15,7 +15,7 @@ from al_models.calibration import p_values
 from al_models.drift import SCOPE_LIMIT
 from al_models.errors import InvalidInput
 from al_models.parts.images import decode, light, resize
-from al_models.types import ImageBatch
+from al_models.types import ImageBatch, Prediction
 from storage.files import MAX_BYTES
 from storage.samples import content_hash
 from tasks.compute import runtime_of
@@ -132,11 +132,9 @@ class Judge:
         return [judged for one in opened for judged in self._batch([one])]  # the others are judged
 
     def _judged(self, opened: Sequence[Opened]) -> list[Judged]:
-        images = torch.from_numpy(np.stack([one.small for one in opened]))  # (n, h, w, 3)
-        features, detector, scope = self._features(images), self.loaded.detector, self.loaded.reference.scope
-        ids = tuple(one.id for one in opened)
-        batch = ImageBatch(ids, images if detector.traits.needs_images else None, features)
-        prediction = detector.predict(batch, self.runtime)
+        images = np.stack([one.small for one in opened])
+        prediction, features = self.predict(tuple(one.id for one in opened), images)
+        scope = self.loaded.reference.scope
         lights = np.array([[one.light[name] for name in LIGHT] for one in opened])  # (n, 3)
         seen = pooled(features.values()) if features else lights
         distances, deviations = scope.distance(seen), scope.deviations(seen)
@@ -145,6 +143,13 @@ class Judge:
             self._one(*values)
             for values in zip(opened, prediction.maps, prediction.scores, p, deviations, distances, strict=True)
         ]
+
+    def predict(self, ids: tuple[str, ...], images: np.ndarray) -> tuple[Prediction, dict[int, torch.Tensor]]:
+        """Maps, scores and features of images uint8 (n, h, w, 3), resized. Raises InvalidInput."""
+        pixels, detector = torch.from_numpy(images), self.loaded.detector
+        features = self._features(pixels)
+        batch = ImageBatch(ids, pixels if detector.traits.needs_images else None, features)
+        return detector.predict(batch, self.runtime), features
 
     def _features(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
         """As `tasks.extract` stores them, in half precision: thresholds were set on such. Raises InvalidInput as it."""

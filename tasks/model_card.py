@@ -153,6 +153,21 @@ version = json.loads(Path("version.json").read_text(encoding="utf-8"))
 detector = create(version["method"], **version["params"])
 detector.load_state(safetensors.numpy.load_file("state.safetensors"))
 prediction = detector.predict(images)  # uint8 arrays [n, h, w, 3], or paths
+```{_onnx(version)}"""
+
+
+def _onnx(version: ModelVersion) -> str:
+    if not detector_class(version.method).traits.graph:
+        return ""
+    return f"""
+
+Without this program, from the file that `al models export {version.label} --format onnx --to FOLDER` writes:
+
+```python
+import onnxruntime
+
+model = onnxruntime.InferenceSession("model.onnx")
+maps, scores, p_values = model.run(None, {{"images": images}})  # uint8 [n, h, w, 3], RGB
 ```"""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Command
 
@@ -24,6 +25,7 @@ from storage.store import Store
 from tasks.calibrate import calibrate, held_out_pixels
 from tasks.compute import detector_of
 from tasks.evaluate import evaluate
+from tasks.export_onnx import stored_images
 from tasks.extract import extract
 from tasks.failure import record_failure
 from tasks.fit import fit, load_model, source_for
@@ -201,6 +203,17 @@ def test_a_tampered_version_is_not_loaded(file: str, ours: Finished) -> None:
         load_version(ours.store, label)
 
 
+def test_an_onnx_file_is_compared_on_images_of_the_run_good_and_defective(ours: Finished) -> None:
+    registry = Registry(ours.store)
+    version = registry.resolve(kept(ours))
+    images = stored_images(registry, version)
+    assert (images.shape, images.dtype) == ((8, SIDE, SIDE, 3), np.uint8)
+    ids = [sample.id for sample in accepted_samples(ours.validated)]
+    rows = np.linspace(0, len(ids) - 1, 8).astype(int)
+    source = source_for(detector_of(AE_SSIM), ours.validated, None, [ids[row] for row in rows])
+    assert np.array_equal(images, source.read(range(8)).images.numpy())  # type: ignore[union-attr]
+
+
 # the card
 
 
@@ -212,7 +225,8 @@ def test_the_card_of_an_exported_version_says_how_to_load_it(
     registry.export(registry.resolve(label), tmp_path / "out")
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
     assert card.startswith(f"# {BRICK}, version 1: padim\n")
-    from_store, from_folder = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    from_store, from_folder, from_onnx = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert 'InferenceSession("model.onnx")' in from_onnx
     images = sorted(demo_root.glob("brick/test/*/*.png"))[:3]
     monkeypatch.chdir(tmp_path / "out")
     names: dict[str, object] = {"images": images}

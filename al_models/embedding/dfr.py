@@ -97,7 +97,7 @@ def _layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 class Dfr(FeatureTrainedDetector):
     """Auto-encoder of regional features; learned beside the network: `mean_`, `deviation_` (c,) and `latent_`, d."""
 
-    traits: ClassVar[Traits] = Traits(trains=True)
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 4, "batch_size": 2, "learning_rate": 1e-3}
 
     region: int = 4

@@ -119,7 +119,7 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 class Favae(FeatureTrainedDetector):
     """Feature-augmented VAE; learned beside the network: `mean_` and `deviation_` of all channels, layer by layer."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 8, "latent": 8, "epochs": 4, "batch_size": 3}
 
     width: int = 128

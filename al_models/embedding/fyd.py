@@ -173,7 +173,7 @@ class Fyd(FeatureTrainedDetector):
     """Gaussians per position of aligned and adapted features; learned beside the network: `kept_` (k,), `mean_`
     (p, 1, k) and `whitening_` (p, k, k)."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True, graph=True)
     training: ClassVar[Mapping[str, Any]] = {"optimiser": "sgd", "schedule": "cosine"}
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 2, "batch_size": 3, "channels": 20}
 
@@ -232,7 +232,7 @@ class Fyd(FeatureTrainedDetector):
         x, theta = self._embed(network, batch)
         self.mean_, self.whitening_ = self.mean_.to(x.device), self.whitening_.to(x.device)
         distances = mahalanobis(x, self.mean_, self.whitening_).T  # (n, p)
-        maps = to_maps(distances.reshape(len(batch), *self._finest()[1]), self.image_size, self.sigma)
+        maps = to_maps(distances.reshape(-1, *self._finest()[1]), self.image_size, self.sigma)
         # What the aligned frame does not show is like its border: a reflection would show a defect twice.
         return with_maximum(warp(maps[:, None], inverse(theta), "border")[:, 0])
 

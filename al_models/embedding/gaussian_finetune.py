@@ -91,7 +91,7 @@ class GaussianFinetune(FeatureTrainedDetector):
     """Mahalanobis distances of features that were fine-tuned to be near; learned beside the network, for each layer
     `mean{layer}_` (p, 1, c) and `whitening{layer}_` (p, c, c)."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True, graph=True)
     training: ClassVar[Mapping[str, Any]] = {"optimiser": "adam"}
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch_size": 6, "layers": (1, 2)}
 
@@ -154,7 +154,7 @@ class GaussianFinetune(FeatureTrainedDetector):
             with torch.autocast(x.device.type, enabled=False):  # half precision would lose the narrow directions
                 white = torch.bmm(_by_position(features.float()) - mean, whiten.mT)  # (p, n, c)
             squared = white.square().sum(2).clamp(min=1e-12)  # the root's slope at 0 is infinite
-            found.append(squared.sqrt().T.reshape(len(x), *features.shape[2:]))
+            found.append(squared.sqrt().T.reshape(-1, *features.shape[2:]))
         return found
 
     def _on(self, device: torch.device, name: str) -> Tensor:

@@ -110,7 +110,7 @@ class Reconstruction(nn.Module):
 class Mlir(FeatureTrainedDetector):
     """Deep differences between an image and its reconstruction, with one attention over the levels of both."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 16, "epochs": 4, "batch_size": 3}
 
     latent: int = 16

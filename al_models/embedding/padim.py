@@ -42,14 +42,12 @@ class Padim(PositionGaussianDetector):
         Equal to stacking the layers at the finest grid and choosing channels, at a fraction of the memory traffic:
         channels are chosen first, and the nearest-neighbour upsampling copies rows of n * c_l values.
         """
-        grid = finest_grid(features)
-        n, kept = len(features[self.layers[0]]), self.kept_.cpu()
-        out = torch.empty(grid[0] * grid[1], n, len(kept), device=features[self.layers[0]].device)
-        start = column = 0
+        grid, start, kept = finest_grid(features), 0, self.kept_.tolist()
+        parts = []
         for layer in self.layers:
             x = features[layer]
-            mine = kept[(kept >= start) & (kept < start + x.shape[1])] - start
-            vectors = x[:, mine.to(x.device)].float().flatten(2).permute(2, 0, 1).contiguous()  # (h_l * w_l, n, c_l)
-            out[..., column : column + len(mine)] = vectors[nearest_rows(x.shape[2:], grid).to(x.device)]
-            start, column = start + x.shape[1], column + len(mine)
-        return out
+            mine = [channel - start for channel in kept if start <= channel < start + x.shape[1]]
+            vectors = x[:, mine].float().flatten(2).permute(2, 0, 1).contiguous()  # (h_l * w_l, n, c_l)
+            parts.append(vectors[nearest_rows(x.shape[2:], grid).to(x.device)])
+            start += x.shape[1]
+        return torch.cat(parts, dim=2)

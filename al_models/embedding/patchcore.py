@@ -38,7 +38,7 @@ _RECALL_QUERIES = 4096
 class Patchcore(Detector):
     """A memory of patches, thinned to a coreset."""
 
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(graph=True)
     quick: ClassVar[Mapping[str, object]] = {"coreset_ratio": 0.02}
 
     backbone: str = "tf_efficientnet_lite0"
@@ -88,21 +88,27 @@ class Patchcore(Detector):
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         self.bank_ = self.bank_.to(runtime.device)
-        stacked = stack_layers(
-            on_device(batch, runtime.device), self.layers, mode="bilinear", pool=self.neighbourhood
-        )  # (n, c, h, w)
-        n, (h, w) = len(batch), stacked.shape[2:]
+        maps, scores = self.tensors(ImageBatch(batch.ids, features=on_device(batch, runtime.device)))
+        return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
+
+    def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Maps (n, size, size) and re-weighted scores (n,)."""
+        stacked = stack_layers(batch.features, self.layers, mode="bilinear", pool=self.neighbourhood)  # (n, c, h, w)
+        n, (h, w) = stacked.shape[0], stacked.shape[2:]
         patches = as_vectors(stacked)
         search = partial(nearest, bank=self.bank_) if self.index is None else self._approximate(self.index).nearest
         distances, rows = (found.view(n, h * w) for found in search(patches))
         scores = self._image_scores(patches.view(n, h * w, -1), distances, rows)
-        maps = to_maps(distances.view(n, h, w), self.image_size, self.sigma)
-        return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
+        return to_maps(distances.view(n, h, w), self.image_size, self.sigma), scores
+
+    def no_graph(self) -> str | None:
+        """An approximate index, which only faiss can search, is none; the exact search of the whole bank is one."""
+        return super().no_graph() if self.index is None else f"searches an index of faiss (index={self.index!r})"
 
     def _image_scores(self, patches: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
         """The farthest patch's distance, times 1 - softmax over the neighbours of its nearest neighbour (eq. 7)."""
         score, at = distances.max(1)  # (n,)
-        images = torch.arange(len(score), device=score.device)
+        images = torch.arange(score.shape[0], device=score.device)
         _, around = nearest(self.bank_[rows[images, at]], self.bank_, min(self.neighbours, len(self.bank_)))  # (n, b)
         spread = (patches[images, at][:, None] - self.bank_[around]).norm(dim=2)  # (n, b)
         return score * (1 - torch.softmax(spread, dim=1)[:, 0]) if spread.shape[1] > 1 else score

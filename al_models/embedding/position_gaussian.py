@@ -33,7 +33,7 @@ _whitening_in_turn = threading.Lock()
 class PositionGaussianDetector(Detector):
     """Maps the Mahalanobis distance of each position to its Gaussian; an image's score is the map's maximum."""
 
-    traits: ClassVar[Traits] = Traits(aligned_images_only=True, incremental=True)
+    traits: ClassVar[Traits] = Traits(aligned_images_only=True, incremental=True, graph=True)
 
     backbone: str = "tf_efficientnet_lite0"
     layers: tuple[int, ...] = (1, 2, 3)
@@ -82,13 +82,17 @@ class PositionGaussianDetector(Detector):
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         self._move_to(runtime.device)
+        maps, scores = self.tensors(ImageBatch(batch.ids, features=on_device(batch, runtime.device)))
+        return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
+
+    def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Maps (n, size, size) and their maxima (n,)."""
         with _whitening_in_turn:
             if self._whitening is None:
                 self._whitening = whitening(int(self.count_), self.scatter_, self.epsilon)
-        features = on_device(batch, runtime.device)
-        distances = mahalanobis(self._embed(features), self.mean_, self._whitening)  # (p, n)
-        maps = to_maps(distances.T.reshape(-1, *finest_grid(features)), self.image_size, self.sigma)
-        return Prediction(batch.ids, maps.cpu().numpy(), maps.amax((1, 2)).cpu().numpy())
+        distances = mahalanobis(self._embed(batch.features), self.mean_, self._whitening)  # (p, n)
+        maps = to_maps(distances.T.reshape(-1, *finest_grid(batch.features)), self.image_size, self.sigma)
+        return maps, maps.amax((1, 2))
 
     def state(self) -> dict[str, np.ndarray]:
         """As learned, with the symmetric scatters packed: half the bytes."""

@@ -48,7 +48,7 @@ def unit_distance(a: Tensor, b: Tensor) -> Tensor:
 class Stpm(FeatureTrainedDetector):
     """A student of the teacher's architecture; learned: `network_`, `shapes_` and `curve_`."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (1, 2), "epochs": 6, "batch_size": 2, "learning_rate": 0.1}
     training: ClassVar[Mapping[str, Any]] = {"optimiser": "sgd", "momentum": 0.9}
 

@@ -93,12 +93,12 @@ class Level(nn.Module):
             words = block(words)
         words = self.encoded(words)
         rest = x.shape[1] // self.side
-        return words[:, 0].reshape(len(x), rest, rest, -1), self.skip(words[:, 1:])
+        return words[:, 0].reshape(x.shape[0], rest, rest, -1), self.skip(words[:, 1:])
 
     def up(self, summaries: Tensor, skipped: Tensor) -> Tensor:
         """The way back: summaries (n, g / side, g / side, d) -> tokens (n, g, g, d)."""
         memory = torch.cat([summaries.flatten(0, 2)[:, None], skipped], dim=1)  # (n * w, 1 + side^2, d)
-        words = self.query.expand(len(memory), -1, -1)
+        words = self.query.expand(memory.shape[0], -1, -1)
         for block in self.decoder:
             words = block(words, memory)
         return out_of_windows(self.decoded(words), summaries.shape[1] * self.side)
@@ -138,7 +138,7 @@ class UTransformer(nn.Module):
 class Utrad(FeatureTrainedDetector):
     """A U-shaped transformer that repeats pretrained features; learned beside it: `mean_`, `scale_` (c,)."""
 
-    traits: ClassVar[Traits] = Traits(trains=True)
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     training: ClassVar[Mapping[str, Any]] = {"betas": (0.5, 0.999)}
     quick: ClassVar[Mapping[str, Any]] = {"dim": 32, "heads": 4, "depth": 1, "tokens": 16, "epochs": 10}
 

@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.embed(patches_of(images, self.side))
-        tokens = torch.cat([self.whole.expand(len(tokens), -1, -1), tokens], dim=1) + self.place
+        tokens = torch.cat([self.whole.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.place
         return self.scaled(self.blocks(tokens)[:, 1:].transpose(1, 2)).transpose(1, 2)
 
 
@@ -167,7 +167,7 @@ class VisionTransformer(nn.Module):
 class VtAdl(TrainedDetector):
     """The likelihood of a patch's code in a mixture that is predicted from it."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {
         "image_size": 64,
         "patch": 8,

@@ -37,7 +37,7 @@ from al_models.parts.epochs import Epochs, moved
 from al_models.parts.maps import to_maps
 from al_models.parts.train import Draw, TrainPlan
 from al_models.trained import FeatureTrainedDetector, with_maximum
-from al_models.types import ImageBatch, ImageSource, Runtime
+from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 WARM_UP = 16
 """Epochs: 2 meta-epochs."""
@@ -123,6 +123,7 @@ class Cflow(FeatureTrainedDetector):
     """A conditional flow a layer; learned beside the network: `highest_` (layers,), the log-likelihood a channel of the
     likeliest training vector."""
 
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "blocks": 2, "epochs": 4, "learning_rate": 2e-3}
     training: ClassVar[Mapping[str, Any]] = {"schedule": "cosine"}
 
@@ -191,13 +192,13 @@ class Cflow(FeatureTrainedDetector):
                 self.highest_ = self.highest_.maximum(torch.stack([x.max() for x in found]).cpu())
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        maps = torch.zeros(len(batch), self.image_size, self.image_size, device=next(network.parameters()).device)
+        maps = []
         for found, highest, (_, h, w) in zip(
             self._likelihoods(network, batch), self.highest_.tolist(), self._shapes(), strict=True
         ):
             lacking = 1 - (found - highest).clamp(max=0).exp()  # (p, n), 0 where as likely as the likeliest
-            maps += to_maps(lacking.T.reshape(-1, h, w), self.image_size, self.sigma)
-        return with_maximum(maps)
+            maps.append(to_maps(lacking.T.reshape(-1, h, w), self.image_size, self.sigma))
+        return with_maximum(torch.stack(maps).sum(0))
 
     def _likelihoods(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:
         """Log-likelihood a channel (p, n) of each layer."""

@@ -35,7 +35,7 @@ from al_models.errors import InvalidInput
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
 from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector
-from al_models.types import SCALE_STEP, FeatureSpec, ImageBatch, ImageSource, Runtime
+from al_models.types import SCALE_STEP, FeatureSpec, ImageBatch, ImageSource, Runtime, Traits
 
 
 class CrossConvolutions(nn.Module):
@@ -91,7 +91,7 @@ class CrossScaleFlow(nn.Module):
         z = [(x - mean) / spread for x, mean, spread in zip(maps, self.mean, self.spread, strict=True)]
         # The same for all images, and so without effect but on the loss's value: that of the features' own density.
         rows = zip(maps, self.spread, strict=True)
-        total = -sum(spread.log().sum() * x.shape[2] * x.shape[3] for x, spread in rows).expand(len(maps[0]))
+        total = -sum(spread.log().sum() * x.shape[2] * x.shape[3] for x, spread in rows).expand(maps[0].shape[0])
         for orders, coupling in zip(self.orders, self.couplings, strict=True):
             z, logdet = coupling([order(x)[0] for order, x in zip(orders, z, strict=True)])
             total = total + logdet
@@ -103,6 +103,7 @@ class CsFlow(FeatureTrainedDetector):
     """One normalizing flow over one layer's features at several scales; learned: `network_`, `curve_`, `shapes_`, and
     the channels' `mean_` and `spread_` (s, c)."""
 
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     training: ClassVar[Mapping[str, Any]] = {"eps": 1e-4, "clip": 1.0}
     quick: ClassVar[Mapping[str, Any]] = {"hidden": 16, "epochs": 8, "learning_rate": 2e-3}
 

@@ -33,7 +33,7 @@ from al_models.errors import InvalidInput
 from al_models.parts.coupling import Flow, HalfCoupling, Permutation, Scale, Subnet
 from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
-from al_models.types import ImageBatch
+from al_models.types import ImageBatch, Traits
 
 
 def convolutions(side: int, ratio: float) -> Subnet:
@@ -70,6 +70,7 @@ class MapFlow(nn.Module):
 class Fastflow(FeatureTrainedDetector):
     """A convolutional flow a layer."""
 
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "flow_steps": 2, "epochs": 20, "batch_size": 6}
 
     epochs: int = 500

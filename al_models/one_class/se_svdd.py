@@ -92,7 +92,7 @@ class SeSvdd(FeatureTrainedDetector):
     """A hypersphere around the good positions of each level; learned beside the network: `mean_` and `deviation_` of
     all channels, `centre_` (l, d), and `spread_` (l,), the mean squared distance from it under the initial weights."""
 
-    traits: ClassVar[Traits] = Traits(trains=True)
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 16, "dimensions": 8, "epochs": 2, "batch_size": 2}
 
     width: int = 32

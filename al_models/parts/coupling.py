@@ -64,7 +64,7 @@ class Flow(Block):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x), dtype=torch.float32)
+        total = x.new_zeros(x.shape[0], dtype=torch.float32)
         for block in self.blocks:
             x, logdet = block(x, condition)
             total = total + logdet
@@ -188,7 +188,7 @@ class Scale(Block):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         scale = self._scale()
         logdet = scale.log().sum() * _positions(x)
-        return x * _broadcast(scale, x) + _broadcast(self.shift, x), logdet.expand(len(x))
+        return x * _broadcast(scale, x) + _broadcast(self.shift, x), logdet.expand(x.shape[0])
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         return (y - _broadcast(self.shift, y)) / _broadcast(self._scale(), y)
@@ -205,7 +205,7 @@ class Permutation(Block):
         self.register_buffer("order", torch.randperm(channels))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x[:, self.order], x.new_zeros(len(x), dtype=torch.float32)
+        return x[:, self.order], x.new_zeros(x.shape[0], dtype=torch.float32)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         return y[:, self.order.argsort()]
@@ -222,7 +222,7 @@ class Rotation(Block):
         self.register_buffer("matrix", matrix.float())
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _mix(x, self.matrix), x.new_zeros(len(x), dtype=torch.float32)
+        return _mix(x, self.matrix), x.new_zeros(x.shape[0], dtype=torch.float32)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         return _mix(y, self.matrix.T)
@@ -245,7 +245,7 @@ class InvertibleConvolution(Block):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self._triangles()
         logdet = self.log_scale.sum() * _positions(x)
-        return _mix(x, self.permutation @ lower @ upper), logdet.expand(len(x))
+        return _mix(x, self.permutation @ lower @ upper), logdet.expand(x.shape[0])
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         lower, upper = self._triangles()

@@ -95,7 +95,7 @@ def inverse_triangular(lower: Tensor) -> Tensor:
 def mahalanobis(x: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
     """Distances (p, n) of float32 (p, n, c) to the Gaussian of each position; whitening is lower triangular."""
     centred, half = x - mean, whitening.shape[1] // 2
-    if x.shape[1] < _IMAGES_THAT_PAY:
+    if torch.compiler.is_exporting() or x.shape[1] < _IMAGES_THAT_PAY:  # of a graph's images the number is open
         return torch.bmm(centred, whitening.mT).square_().sum(2).sqrt_()
     upper = torch.bmm(centred[..., :half], whitening[:, :half, :half].mT)  # a quarter of the matrix is zero
     lower = torch.bmm(centred, whitening[:, half:].mT)

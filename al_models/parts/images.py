@@ -108,7 +108,10 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
         raise InvalidInput(f"image size {size} is not a side in pixels; give at least 1, such as 256")
     if pixels.shape[:2] == (size, size):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+    # Rows first, then columns, each rounded to whole levels: left to itself, Pillow 13 takes tall images the other way
+    # round, and a quarter of their values would be a level off those of earlier versions and of exported graphs.
+    rows = Image.fromarray(pixels).resize((size, pixels.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(rows.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def light(pixels: np.ndarray) -> dict[str, float]:

@@ -16,6 +16,7 @@ from al_models.errors import InvalidInput
 
 _BLOCK_ELEMENTS = 2**24  # 64 MiB of float32 distances at a time
 _FAISS_QUERIES = 2**14
+_BANK_BLOCK = 2**12  # with the 1024 patches of an image, 16 MiB of distances
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -25,6 +26,8 @@ def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= k <= len(bank):
         raise InvalidInput(f"{k} neighbours were asked of a bank of {len(bank)}; ask for 1 to {len(bank)}")
+    if torch.compiler.is_exporting():
+        return _measured(queries, bank, _rows_by_blocks(queries, bank, k))
     on_cpu = bank.device.type == "cpu"
     block = _FAISS_QUERIES if on_cpu else max(1, _BLOCK_ELEMENTS // len(bank))
     rows_of = _rows_by_faiss if on_cpu else _rows_by_product
@@ -41,6 +44,18 @@ def _rows_by_faiss(queries: Tensor, bank: Tensor, k: int) -> Tensor:
 def _rows_by_product(queries: Tensor, bank: Tensor, k: int) -> Tensor:
     squared = torch.addmm(bank.square().sum(1), queries, bank.T, alpha=-2)  # (m, b), short of the queries' own norms
     return squared.argmin(1, keepdim=True) if k == 1 else squared.topk(k, dim=1, largest=False).indices  # (m, k)
+
+
+def _rows_by_blocks(queries: Tensor, bank: Tensor, k: int) -> Tensor:
+    """As by product, for a graph, which leaves the number of queries open: blocks of the bank bound its memory."""
+    best, rows = [], []
+    for start in range(0, len(bank), _BANK_BLOCK):
+        part = bank[start : start + _BANK_BLOCK]
+        squared = torch.addmm(part.square().sum(1), queries, part.T, alpha=-2)  # (m, block)
+        found = squared.min(1, keepdim=True) if k == 1 else squared.topk(min(k, len(part)), dim=1, largest=False)
+        best.append(found[0])
+        rows.append(found[1] + start)
+    return torch.cat(rows, 1).gather(1, torch.cat(best, 1).topk(k, dim=1, largest=False).indices)  # (m, k)
 
 
 def _measured(queries: Tensor, bank: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,7 @@ def _leaky(layer: nn.Module) -> nn.Module:
 class AeSsim(TrainedDetector):
     """SSIM auto-encoder on gray patches; learned: `network_` and `curve_`."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"patches": 32, "batch_size": 8, "epochs": 2, "stride": 64}
 
     latent: int = 100

@@ -111,7 +111,7 @@ class Mpad(FeatureTrainedDetector):
     """Feature auto-encoders through prototypes; learned beside the network: `mean_` and `deviation_` of all channels,
     layer by layer."""
 
-    traits: ClassVar[Traits] = Traits(trains=True)
+    traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {
         "layers": (2, 3),
         "width": 16,

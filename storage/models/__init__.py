@@ -11,10 +11,8 @@ A version is a copy: outputs of the pipeline may go, and it still loads.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -23,7 +21,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.errors import Conflict, Damaged, InUse, NotInStore, NotStorable, StoreTooNew, nearest
+from storage.errors import Conflict, Damaged, InUse, NotInStore, StoreTooNew, nearest
+from storage.folders import new_folder
 from storage.models.aliases import ALIASES, Aliases, crowned, read_aliases, write_aliases
 from storage.models.versions import ROOT, ModelVersion, version_bytes, version_from, version_key
 from storage.records import read_records
@@ -31,6 +30,8 @@ from storage.store import Artifact, Store
 
 CARD = "MODEL_CARD.md"
 _VERSION = "version.json"
+TEXTS = (_VERSION, CARD)
+"""What every version has beside its arrays."""
 _CLAIMS = "claims"
 _TRIES = 50
 _FIX = "restore it from a copy, or delete the version and register a run again"
@@ -73,8 +74,8 @@ class Registry:
         return version_from(self._text(name, number, _VERSION), f"{name}@{number}")
 
     def read(self, version: ModelVersion, file: str) -> bytes:
-        """The bytes of one of the version's `files`, or its card, which are those that were written. Raises Damaged."""
-        if file == CARD:
+        """The bytes of one of the version's `files` or TEXTS, which are those that were written. Raises Damaged."""
+        if file in TEXTS:
             return self._text(version.name, version.number, file)
         return self._checked(self._whole(version.name, version.number), file, version.files[file])
 
@@ -200,21 +201,10 @@ class Registry:
     def export(self, version: ModelVersion, folder: str | Path) -> None:
         """Copy a version's files into a new folder, whole or not at all. Raises InUse for a folder that holds
         something, NotStorable for one that cannot be written, Damaged."""
-        target = Path(folder).absolute()
-        files = {file: self.read(version, file) for file in (*version.files, CARD)}
-        files[_VERSION] = self._text(version.name, version.number, _VERSION)
-        aside = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-        try:
-            if target.exists() and (not target.is_dir() or any(target.iterdir())):
-                raise InUse(f"{folder} is there already; give a new folder")
-            aside.mkdir(parents=True)
+        files = {file: self.read(version, file) for file in (*version.files, *TEXTS)}
+        with new_folder(folder) as aside:
             for file, data in files.items():
                 (aside / file).write_bytes(data)
-            os.replace(aside, target)
-        except OSError as error:
-            raise NotStorable(f"{folder} cannot be written: {error}; give a folder that can") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _claim(self, name: str) -> int:
         """The next number, which nobody else has or ever had.
