@@ -265,7 +265,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         },
         keys=keys,
         versions=versions(),
-        hardware=model["hardware"],
+        hardware=model.get("hardware", ""),
         finished=found.meta["finished"],
     )
 
