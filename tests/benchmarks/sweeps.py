@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import compare_anomalib
@@ -138,7 +140,8 @@ def efficiency(given: argparse.Namespace, folder: Path) -> None:
     data = folder / "data"
     make_demo_data(data, train=40, validation=10, good=15, defects_per_type=5)
     bare = run_file(folder, "bare", data, EIGHT).model_copy(update={"workers": 1, "threads": 1})
-    sum_of_steps, one_by_one = bare_steps(bare)
+    os.environ["OMP_NUM_THREADS"] = "1"  # all processes take it over: faiss and BLAS, too, compute with one thread
+    ((sum_of_steps, one_by_one),) = in_processes(bare, 1)
     run = bare.model_copy(update={"store": str(folder / "sweep"), "report": str(folder / "sweep-report")})
     run = run.model_copy(update={"runner": "dask", "workers": given.workers})
     with killing(given.kill_every) as killed:
@@ -148,23 +151,37 @@ def efficiency(given: argparse.Namespace, folder: Path) -> None:
     ideal = sum_of_steps / given.workers
     print(f"{len(records)} cells on {given.workers} workers: {seconds:.1f} s; bare steps {sum_of_steps:.1f} s")
     print(f"against bare steps / workers: {seconds / ideal:.2f}")
-    inside = [seconds_inside(Store(each.store)) for each in (bare, run)]
-    print(f"seconds that the steps took by their own count: bare {inside[0]:.1f}, in the sweep {inside[1]:.1f}")
+    beside = fmean(each for each, _ in in_processes(bare, given.workers))  # what the machine takes for the company
+    print(f"bare steps in {given.workers} processes at once, each doing all: {beside:.1f} s each; ", end="")
+    print(f"against these / workers: {seconds * given.workers / beside:.2f}")
+    inside = [seconds_inside(Store(each)) for each in (f"{bare.store}-1-0", run.store)]
+    print("\nstep            bare   sweep  (seconds by their own count)")
+    for step in sorted({name for each in inside for name in each}):
+        print(f"{step:12}" + "".join(f"{each.get(step, 0):8.1f}" for each in inside))
     print(f"{len(killed)} workers killed, {len(failed)} cells failed, {equal} with the metrics of the bare run")
     for record in failed:
         print(f"  {record.dataset}/{record.category} {record.method}: {record.reason}")
 
 
-def seconds_inside(store: Store) -> float:
-    """Of all outputs of a store."""
-    keys = [key for key in store.list("") if key.endswith("/manifest.json")]
-    return sum(store.read_json(key)["meta"].get("seconds", 0) for key in keys)
+def seconds_inside(store: Store) -> dict[str, float]:
+    """Of all outputs of a store, by their first folder; what was made in parts counts once."""
+    found: dict[str, float] = {}
+    for key in store.list(""):
+        if key.endswith("/manifest.json"):
+            meta, step = store.read_json(key)["meta"], key.partition("/")[0]
+            found[step] = found.get(step, 0.0) + (0 if "parts" in meta else meta.get("seconds", 0))
+    return found
+
+
+def in_processes(run: RunFile, processes: int) -> list[tuple[float, dict[str, RunRecord]]]:
+    """The bare steps, all of them in each of so many processes at once, each with a store of its own."""
+    runs = [run.model_copy(update={"store": f"{run.store}-{processes}-{place}"}) for place in range(processes)]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return pool.map(bare_steps, runs, chunksize=1)
 
 
 def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
-    """Seconds of the bare functions, one after the other in this process, and their records."""
-    import torch
-
+    """Seconds of the bare functions, one after the other, and their records."""
     from flows.category import listed, shared_spec
     from tasks.calibrate import calibrate
     from tasks.compute import inputs_of
@@ -177,7 +194,6 @@ def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     from tasks.suspect import suspect
     from tasks.validate import validate
 
-    torch.set_num_threads(1)
     store, records = Store(run.store), {}
     begun = time.perf_counter()
     for source in run.data:
