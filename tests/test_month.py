@@ -32,6 +32,7 @@ from tasks.ingest import ingest
 from tasks.policy import Policy
 
 pytestmark = [
+    pytest.mark.month,
     pytest.mark.usefixtures("api"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
