@@ -86,14 +86,7 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
         xyz = sample.xyz if sample.split == "test" else None
         for path in (sample.path, *group, *([] if xyz is None else [xyz])):
             if names[path] is None:
-                aside.append(
-                    SetAside(
-                        sample.category,
-                        path,
-                        f"may not be read, has gone meanwhile, or is larger than {MAX_BYTES >> 30} GiB; see to its "
-                        "permissions and run again",
-                    )
-                )
+                aside.append(SetAside(sample.category, path, _why_unread(listing.root / path)))
         content = names[sample.path]
         mask_id = None if sample.mask is None else _folder_id(sample.mask, group, names)
         if content is not None:
@@ -103,6 +96,18 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
                 named = replace(named, xyz=xyz if names[xyz] else None, xyz_id=names[xyz])
             kept.append(named)
     return replace(listing, samples=kept, set_aside=listing.set_aside + list(dict.fromkeys(aside)))
+
+
+def _why_unread(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return "has gone since it was listed; run again"
+    except PermissionError:
+        size = 0
+    if size > MAX_BYTES:
+        return f"has {size} bytes, which is larger than {MAX_BYTES >> 30} GiB; crop or tile it, and run again"
+    return "may not be read; see to its permissions and run again"
 
 
 def read_image(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> bytes:

@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from flows import server
+from sweeps import own_server
+
 from flows.runfile import DataSource, MethodRun, NightlyRun, to_toml
 from storage.nights import Decision, read_decisions
 from storage.records import read_record
@@ -41,19 +40,8 @@ def main() -> None:
     parser.add_argument("--new", type=float, default=0.05, help="share of the training images that comes later")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    os.environ.pop("PREFECT_API_URL", None)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ["AL_HOME"] = str(Path(folder) / "home")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        with server.connected(port) as url:
-            server.wait_for(url)
-            _measure(given, Path(folder))
-            sys.stdout.flush()
-            from prefect.logging.handlers import APILogHandler
-
-            APILogHandler().flush()  # what is still to be sent would find no server
+    with own_server() as folder:
+        _measure(given, folder)
 
 
 def _measure(given: argparse.Namespace, folder: Path) -> None:

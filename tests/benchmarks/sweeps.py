@@ -72,6 +72,13 @@ def main() -> None:
     command.add_argument("--epochs", type=int, default=1, help="of both flows, on both sides")
     command.set_defaults(measure=peer)
     given = parser.parse_args()
+    with own_server() as folder:
+        given.measure(given, folder)
+
+
+@contextmanager
+def own_server() -> Iterator[Path]:
+    """A folder that goes in the end, with a Prefect server of its own; what is still to be told is told to it first."""
     os.environ.pop("PREFECT_API_URL", None)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["AL_HOME"] = str(Path(folder) / "home")
@@ -80,7 +87,7 @@ def main() -> None:
             port = int(probe.getsockname()[1])
         with server.connected(port) as url:
             server.wait_for(url)
-            given.measure(given, Path(folder))
+            yield Path(folder)
             sys.stdout.flush()
             from prefect.logging.handlers import APILogHandler
 
