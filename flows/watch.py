@@ -156,7 +156,7 @@ class Watch:
 
         create_markdown_artifact(result_table_markdown(records), key="results", description="cells so far")
 
-    def _picture(self, what: str, record: RunRecord, picture: bytes) -> None:
+    def _picture(self, what: str, record: RunRecord, picture: Image.Image) -> None:
         create_markdown_artifact(
             f"![{what}](data:image/jpeg;base64,{_small_jpeg(picture)})",
             key=_key(what, record.method, record.dataset, record.category, str(record.seed)),
@@ -193,11 +193,11 @@ class Watch:
         create_markdown_artifact(f"[{name}](file://{path})\n\n`{path}`", key=key, description="where the page lies")
 
 
-def _small_jpeg(png: bytes) -> str:
+def _small_jpeg(picture: Image.Image) -> str:
     """The picture as base64, some tens of kB: the UI shows nothing of a markdown artifact of a megabyte."""
-    image, small = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-    image.thumbnail((800, 800))
-    image.save(small, "JPEG", quality=75)
+    small = io.BytesIO()
+    picture.thumbnail((800, 800))
+    picture.save(small, "JPEG", quality=75)
     return base64.b64encode(small.getvalue()).decode()
 
 

@@ -133,13 +133,25 @@ def code_fingerprint(*modules: str) -> str:
         # The registry names every method, so following it would tie each method's outputs to all others.
         if name in seen or name in ("al_models", "al_models.registry"):
             continue
-        source = _source(name)
-        if source is None:
-            continue
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        todo += [found for found in _imports(tree) if found.split(".")[0] == "al_models"]
-        seen[name] = ast.dump(_without_docstrings(tree))
+        code = _code(name)
+        if code is not None:
+            seen[name], imported = code
+            todo += imported
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _code(module: str) -> tuple[str, list[str]] | None:
+    """A module's code without comments and docstrings, and what it imports of `al_models`; None where it has no file.
+
+    Read once a process: methods and steps share most of theirs.
+    """
+    source = _source(module)
+    if source is None:
+        return None
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    imported = [found for found in _imports(tree) if found.split(".")[0] == "al_models"]
+    return ast.dump(_without_docstrings(tree)), imported
 
 
 def _source(module: str) -> Path | None:

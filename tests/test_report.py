@@ -721,11 +721,9 @@ def test_damaged_record_is_said_not_skipped(store: Store, tmp_path: Path) -> Non
         made(store, tmp_path)
 
 
-def test_sample_picture_is_a_png_even_without_pictures(store: Store) -> None:
+def test_sample_picture_is_drawn_even_without_pictures(store: Store) -> None:
     for kept in records_of(store):
-        picture = Image.open(io.BytesIO(sample_picture(store, kept)))
-        assert picture.format == "PNG"
-        assert picture.width >= 4 * SIDE
+        assert sample_picture(store, kept).width >= 4 * SIDE
 
 
 def test_pictures_are_small_jpegs_without_colour_loss() -> None:

@@ -17,6 +17,7 @@ import pytest
 from al_models.errors import InvalidInput, WeightsUnavailable
 from storage.errors import NotInStore
 from storage.store import Draft, Store
+from tasks import steps
 from tasks.steps import code_fingerprint, measured, retry_passing, run_step, step_key
 
 # the name of code
@@ -67,10 +68,15 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def name_of(module: str) -> str:
     """Its name as a new process would find it."""
-    code_fingerprint.cache_clear()
+
+    def forget() -> None:
+        code_fingerprint.cache_clear()
+        steps._code.cache_clear()
+
+    forget()
     importlib.invalidate_caches()
     found = code_fingerprint(module)
-    code_fingerprint.cache_clear()
+    forget()
     return found
 
 

@@ -16,7 +16,7 @@ from storage.records import RunRecord
 from storage.stacks import Stack
 from storage.store import Artifact, Store
 from tasks.report.evaluation import artifact, pixel_threshold, read_evaluation
-from tasks.report.heat import FLAGGED, OUTLINE, Scale, contour, data_url, nearest, overlay, png, rgb, shrunk
+from tasks.report.heat import FLAGGED, OUTLINE, Scale, contour, data_url, nearest, overlay, rgb, shrunk
 
 _MEDIAN_OVER = 32
 
@@ -155,7 +155,11 @@ class _ByImage:
     position: dict[str, int]
 
     def of(self, image_id: str) -> np.ndarray:
-        return self.stack.read([self.position[image_id]])[0]
+        return self.all_of([image_id])[0]
+
+    def all_of(self, image_ids: Sequence[str]) -> np.ndarray:
+        """In one reading: a stored chunk holds several."""
+        return self.stack.read([self.position[image_id] for image_id in image_ids])
 
 
 def _open(store: Store, found: Artifact | None, name: str) -> _ByImage | None:
@@ -218,25 +222,25 @@ def _scale(maps: _ByImage, rows: Sequence[dict[str, Any]], threshold: float | No
     good = [row for row in rows if row["label"] == "good"]
     whose = "good test images" if good else "the images"
     sample = (good or rows)[:: max(1, len(good or rows) // _MEDIAN_OVER)]
-    low = float(np.median(np.stack([maps.of(row["id"]).astype(np.float32) for row in sample])))
+    low = float(np.median(maps.all_of([row["id"] for row in sample]).astype(np.float32)))
     if threshold is not None and threshold > low:
         high = 2 * threshold - low
         words = f"from {low:.3g} (the median over {whose}) to {high:.3g} (twice as far from it as the pixel threshold"
         return Scale(low, high, threshold, f"{words}, {threshold:.3g})")
-    high = max(float(maps.of(row["id"]).max()) for _, row in choose(rows))
+    high = float(maps.all_of([row["id"] for _, row in choose(rows)]).max())
     high = high if high > low else low + 1.0
     why = "there is no pixel threshold" if threshold is None else f"the pixel threshold, {threshold:.3g}, is lower"
     words = f"from {low:.3g} (the median over {whose}) to {high:.3g} (the largest value shown; {why})"
     return Scale(low, high, threshold, words)
 
 
-def sample_picture(store: Store, record: RunRecord) -> bytes:
-    """PNG of a cell's examples side by side, images above and heat-maps below, or of a sentence when there are none."""
+def sample_picture(store: Store, record: RunRecord) -> Image.Image:
+    """A cell's examples side by side, images above and heat-maps below, or a sentence when there are none."""
     gallery = read_gallery(store, record, read_evaluation(store, record).rows)
     if not gallery.examples:
         strip = Image.new("RGB", (640, 40), "white")
         ImageDraw.Draw(strip).text((8, 12), gallery.missing or "No image to show.", fill="black")
-        return png(strip)
+        return strip
     width = max(max(example.picture.size) for example in gallery.examples)
     label, gap = 34, 6
     strip = Image.new("RGB", (len(gallery.examples) * (width + gap) - gap, 2 * width + gap + label), "white")
@@ -248,4 +252,4 @@ def sample_picture(store: Store, record: RunRecord) -> bytes:
         draw.text((left + 2, 17), words, fill="black")
         strip.paste(example.picture, (left, label))
         strip.paste(example.heat, (left, label + width + gap))
-    return png(strip)
+    return strip

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from storage.records import RunRecord
-from tasks.report.heat import png
 
 _COLOURS = {"training": (31, 95, 191), "held out": (192, 57, 43)}
 _WIDTH, _HEIGHT, _LEFT, _MARGIN = 480, 220, 64, 24
@@ -45,8 +44,8 @@ def losses_of(record: RunRecord) -> Losses | None:
     return Losses(lines, max(x for points in lines.values() for x, _ in points), low, high if high > low else low + 1)
 
 
-def loss_picture(losses: Losses) -> bytes:
-    """PNG of the lines, their highest and lowest loss and the last step."""
+def loss_picture(losses: Losses) -> Image.Image:
+    """The lines, their highest and lowest loss and the last step."""
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     inner = _WIDTH - _LEFT - _MARGIN, _HEIGHT - 2 * _MARGIN
@@ -67,4 +66,4 @@ def loss_picture(losses: Losses) -> bytes:
             draw.line(places, fill=_COLOURS[name], width=2)
         else:
             draw.ellipse([places[0][0] - 2, places[0][1] - 2, places[0][0] + 2, places[0][1] + 2], fill=_COLOURS[name])
-    return png(picture)
+    return picture
