@@ -19,11 +19,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import FileLock
 from platformdirs import user_data_path
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 PORT = 4200
 _START_WITHIN_S = 120.0
@@ -163,8 +167,9 @@ def keep(port: int) -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # its console is server.log
     }
     # What `prefect server start` runs in the end, without the three seconds its command line takes to import.
-    application = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "uvicorn", *application, "--log-level", "warning", "--timeout-keep-alive", "5"]
+    ours = ["--app-dir", str(Path(__file__).resolve().parent.parent), "--factory", "flows.server:application"]
+    at = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--timeout-keep-alive", "5"]
+    command = [sys.executable, "-m", "uvicorn", *ours, *at]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -175,6 +180,25 @@ def keep(port: int) -> None:
         with suppress(subprocess.TimeoutExpired):
             server.wait(10)
         server.kill()
+
+
+def application() -> FastAPI:
+    """Prefect's server, whose transactions on SQLite wait for their turn.
+
+    Prefect lets a transaction read first and ask for the right to write when it comes to that. If another has written
+    meanwhile, SQLite refuses at once, the API answers 503, and a client asks again after 2 s: a night waited so at its
+    start, and a step of a sweep each few seconds. A transaction that asks when it begins waits for milliseconds.
+    """
+    from prefect.server.api.server import create_app
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    begin = AioSqliteConfiguration.begin_transaction
+
+    def begin_to_write(self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = False) -> Any:
+        return begin(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_to_write  # type: ignore[method-assign]
+    return create_app()
 
 
 def _still_needed(folder: Path) -> bool:

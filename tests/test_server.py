@@ -7,7 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +79,25 @@ def runs(url: str) -> int:
     return int(ask(url, "flow_runs/count", {}))
 
 
+def status(url: str, question: dict[str, object]) -> int:
+    """Of the answer to a POST; one that is refused is not asked again."""
+    data = json.dumps(question).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def answers_to_many_writers(url: str) -> list[int]:
+    """As when steps on several workers ask whether they may begin."""
+    ask(url, "v2/concurrency_limits/", {"name": "places", "limit": 1000})
+    with ThreadPoolExecutor(4) as pool:
+        places = {"names": ["places"], "slots": 1}
+        return list(pool.map(lambda _: status(f"{url}/v2/concurrency_limits/increment", places), range(100)))
+
+
 @dataclass(frozen=True)
 class Life:
     """What was seen of a server that two commands shared; the last of them was killed."""
@@ -89,6 +111,8 @@ class Life:
     gone: bool
     port_is_free: bool
     runs: int
+    answers: list[int]
+    """Of many requests that read and then write, several at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +126,7 @@ def life(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Life:
     leases = len(list((home / "leases").iterdir()))
     flow = ask(urls[0], "flows/", {"name": "benchmark"})
     ask(urls[0], "flow_runs/", {"flow_id": flow["id"], "state": {"type": "COMPLETED"}})
-    counted = runs(urls[0])
+    counted, answered = runs(urls[0]), answers_to_many_writers(urls[0])
 
     first_left = finish(commands[0])
     ended = eventually(lambda: not runs_still(keeper), within=3 * server._LOOK_EVERY_S)
@@ -112,12 +136,16 @@ def life(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Life:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free = probe.connect_ex(("127.0.0.1", port)) != 0
-    return Life(home, port, urls, leases, first_left, outlived, gone, free, counted)
+    return Life(home, port, urls, leases, first_left, outlived, gone, free, counted, answered)
 
 
 def test_commands_share_one_server(life: Life) -> None:
     assert life.urls == [f"http://127.0.0.1:{life.port}/api"] * 2
     assert life.keepers == 2
+
+
+def test_writers_wait_for_each_other_and_are_not_sent_away(life: Life) -> None:
+    assert life.answers == [200] * 100
 
 
 def test_it_stays_for_the_last_command_and_goes_when_that_is_killed(life: Life) -> None:
