@@ -170,6 +170,8 @@ def _proven(
     was_champion: bool,
 ) -> Decision:
     """The decision once all checks are made."""
+    series = _judgement(cell, validated, record.keys["model"])
+    remember(Store(validated.category.store), series, record.keys["evaluation"])  # for the night that challenges it
     checks = [_rejects(record, night.gate)]
     if was_champion:
         said = f"version {challenger.number} was in use before and is no more; only a person promotes it again"
@@ -221,7 +223,6 @@ def _against(
         where = "the labelled test set"
         new = _Judged(read_replicates(store, record.keys["evaluation"]), store.get(record.keys["maps"]))
         known = latest(store, _judgement(_cell_of(champion, cell), validated, champion.lineage.outputs["model"]))
-        remember(store, _judgement(cell, validated, record.keys["model"]), record.keys["evaluation"])
     else:
         where = "synthetic defects in held-out images"
         validated = _synthetic(night, cell, validated, challenger)

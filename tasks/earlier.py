@@ -1,11 +1,16 @@
-"""What was made before of images that come again: a later night copies it, or goes on from it, and makes the rest."""
+"""What was made before of images that come again: a later night takes it over, or goes on from it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from storage.errors import StorageError
 from storage.store import Artifact, Store
+
+_MOST_PARTS = 16
+"""Of an output whose rows stay where they are: each part is a folder to open, and a chunk that is not full."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,24 @@ class Earlier:
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self.rows
+
+    @property
+    def images(self) -> int:
+        """Its rows."""
+        return len(self.output.meta["ids"])
+
+    def stays(self) -> bool:
+        """Whether its rows can stay where they are, and new ones follow them; else all are copied into one piece."""
+        return len(self._parts()) < _MOST_PARTS
+
+    def followed_by(self, folder: str, ids: Sequence[str]) -> dict[str, Any]:
+        """What the manifest says of these rows, where they are and followed by those of new images in a folder: `ids`
+        of all, and the folders and numbers of rows of the `parts`. Rows of images that have gone stay, too."""
+        new = [[folder, len(ids)]] if ids else []
+        return {"ids": [*self.output.meta["ids"], *ids], "parts": [*self._parts(), *new]}
+
+    def _parts(self) -> list[list[Any]]:
+        return list(self.output.meta.get("parts", [[self.output.folder, self.images]]))
 
 
 def latest(store: Store, series: str) -> Artifact | None:

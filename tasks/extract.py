@@ -48,7 +48,8 @@ SHARD = 64
 )
 def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts: Sequence[str] = ()) -> str:
     """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
-    image. `parts`: keys of what `extract_part` has computed of it."""
+    image. What an earlier output has of the images is not computed again: its rows come first and stay where they are.
+    `parts`: keys of what `extract_part` has computed of it."""
     store, key = Store(validated.category.store), _key(validated, spec)
     work = (
         partial(_join, store, validated, spec, parts)
@@ -106,33 +107,39 @@ def _join(store: Store, validated: Validated, spec: FeatureSpec, parts: Sequence
 def _extract(
     store: Store, validated: Validated, spec: FeatureSpec, device: str, part: Part | None, draft: Draft
 ) -> dict[str, Any]:
-    from al_models.parts.backbone import cached_backbone  # timm takes seconds to import; a reused output needs none
-
-    backbone = cached_backbone(spec, device_of(device))
     ids = [sample.id for sample in accepted_samples(validated)]
     ids = ids if part is None else list(part.of(ids))
-    copied = _copied(store, validated, spec)
-    new = [name for name in ids if copied is None or name not in copied.known]
+    before = _before(store, validated, spec)
+    new = [name for name in ids if before is None or name not in before.known]
+    stays = part is None and before is not None and before.known.stays()
+    written = new if stays else ids
     arrays: dict[int, zarr.Array[Any]] = {}
 
     def write_features(batch_size: int) -> None:
-        source = StoredSource(validated, new, spec=None, features=None, images=True, batch_size=batch_size)
-        shards = _shards(ids, _computed(backbone, source), copied)
-        _write_all(store, draft, len(ids), shards, arrays, Progress(f"extract {validated.name}"))
+        from al_models.parts.backbone import cached_backbone  # timm takes seconds to import, and not all need it
 
-    in_memory(write_features, CHUNK)
+        backbone = cached_backbone(spec, device_of(device))
+        source = StoredSource(validated, new, spec=None, features=None, images=True, batch_size=batch_size)
+        shards = _shards(written, _computed(backbone, source), before)
+        _write_all(store, draft, len(written), shards, arrays, Progress(f"extract {validated.name}"))
+
+    if written:
+        in_memory(write_features, CHUNK)
     if part is None:
         remember(store, features_series(validated, spec), draft.key)
+    kept: dict[str, Any] = {"ids": ids, "copied": len(ids) - len(new)}
     shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
-    kept = {"ids": ids, "copied": len(ids) - len(new), "shapes": shapes}
-    return kept | {"spec": asdict(spec), "device": str(backbone.device)}
+    if stays and before is not None:
+        kept = {**before.known.followed_by(draft.folder, new), "copied": before.known.images}
+        shapes = {layer: [len(kept["ids"]), *shape[1:]] for layer, shape in before.known.output.meta["shapes"].items()}
+    return {**kept, "shapes": shapes, "spec": asdict(spec), "device": device_of(device)}
 
 
 _Row = dict[int, np.ndarray]
 """Layer -> float16 (c, h, w) of an image."""
 
 
-class _Copied:
+class _Before:
     """Features that were computed before."""
 
     def __init__(self, store: Store, known: Earlier, spec: FeatureSpec) -> None:
@@ -147,10 +154,10 @@ class _Copied:
         return {name: {layer: values[i] for layer, values in layers.items()} for i, name in enumerate(names)}
 
 
-def _copied(store: Store, validated: Validated, spec: FeatureSpec) -> _Copied | None:
+def _before(store: Store, validated: Validated, spec: FeatureSpec) -> _Before | None:
     known = earlier(store, features_series(validated, spec))
     with suppress(NotInStore):  # arrays that are gone are computed again
-        return known and _Copied(store, known, spec)
+        return known and _Before(store, known, spec)
     return None
 
 
@@ -171,11 +178,11 @@ def _computed(backbone: Any, source: StoredSource) -> Iterator[_Row]:
             yield {layer: half[i] for layer, half in layers.items()}
 
 
-def _shards(ids: Sequence[str], computed: Iterator[_Row], copied: _Copied | None) -> Iterator[tuple[int, _Row]]:
+def _shards(ids: Sequence[str], computed: Iterator[_Row], before: _Before | None) -> Iterator[tuple[int, _Row]]:
     """(first row, layer -> float16 (m, c, h, w)) for each shard of images, copied or next of the computed."""
     for start in range(0, len(ids), SHARD):
         names = ids[start : start + SHARD]
-        there = copied.of(names) if copied else {}
+        there = before.of(names) if before else {}
         rows = [there[name] if name in there else next(computed) for name in names]
         yield start, {layer: np.stack([row[layer] for row in rows]) for layer in rows[0]}
 

@@ -24,7 +24,7 @@ from tasks.extract import features_series
 from tasks.handles import Cell, Validated
 from tasks.limits import in_memory
 from tasks.prepare import images_series
-from tasks.split import fit_and_calibration
+from tasks.split import fit_and_calibration, with_new_images
 from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 
@@ -56,7 +56,7 @@ def fit(cell: Cell, validated: Validated, features: str | None) -> str:
     A cell with `update`, of a method that is `incremental`, goes on from the last such fit with equal parameters, seed
     and code: it learns the new images on top, which gives the fit of all of them up to rounding (a thousandth of a
     score at most). The key then says from which model. When an image that was learned is not to be learned any more
-    (it is gone, set aside or held out), all are learned at once.
+    (it is gone or set aside), all are learned at once.
     """
     store = Store(validated.category.store)
     if not (cell.update and detector_of(cell).traits.incremental):
@@ -107,13 +107,21 @@ def _goes_on_from(
     whole = _key(cell, **tonight)
     if known is None:
         return whole, None
-    ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed, cell.train_share)
+    ids, held_out = _split(cell, validated, known)
     before = known.meta["fitted_on"], known.meta["held_out"]
     if before == (ids, held_out):
         return known.key, None
     if not set(before[0]) <= set(ids) or store.find(whole) is not None:
         return whole, None
     return _key(cell, **tonight, updated_from=known.key), known
+
+
+def _split(cell: Cell, validated: Validated, base: Artifact | None) -> tuple[list[str], list[str]]:
+    """Ids to fit on and to hold out, which with a `base` are what it had of them and a share of the new ones."""
+    samples = accepted_samples(validated)
+    if base is None:
+        return fit_and_calibration(samples, cell.seed, cell.train_share)
+    return with_new_images(samples, cell.seed, base.meta["fitted_on"], base.meta["held_out"])
 
 
 def method_code(step: str, detector: Detector) -> str:
@@ -159,7 +167,7 @@ def _fit(
     store: Store, cell: Cell, validated: Validated, features: str | None, base: Artifact | None, draft: Draft
 ) -> dict[str, Any]:
     _kept.clear()
-    ids, held_out = fit_and_calibration(accepted_samples(validated), cell.seed, cell.train_share)
+    ids, held_out = _split(cell, validated, base)
     checkpoints = StoredCheckpoints(store, f"checkpoints/{draft.key}.safetensors")
     learned_before = set() if base is None else set(base.meta["fitted_on"])
     new = [name for name in ids if name not in learned_before]

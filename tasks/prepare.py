@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -37,6 +37,8 @@ CHUNK = 16
 SHARD = 64
 """Images written at once: a shard that is written in parts is rewritten each time."""
 
+_Seen = tuple[dict[str, Any], np.ndarray]
+"""Facts of a sample, and its pixels (h, w, c)."""
 OF_THE_IMAGE = {
     "readable": "bool",
     "problem": "string",
@@ -85,6 +87,7 @@ def prepare(category: Category, image_size: int) -> Prepared:
 
     The output holds a Zarr array `images` (n, size, size, c) with a row a listed sample, c = 1 where all images are
     gray and 3 otherwise, the rows of unreadable files zero; and `facts.parquet` with one row a sample (`COLUMNS`).
+    What an earlier output has of the images is not decoded again: its rows come first and stay where they are.
     Raises DatasetError when a file has changed since it was listed, OutsideRoot when its path leaves the root,
     InvalidInput for a size below 1.
     """
@@ -109,51 +112,64 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
     with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the interpreter's lock
         gray = pool.map(lambda sample: is_gray(inside(root, sample.path, folders)), samples)
         channels = 3 if False in list(gray) else 1
-        shape = (len(samples), image_size, image_size, channels)
-        copied = _copied(store, images_series(category, image_size), channels)
-        look = partial(_look, root, folders, shape[1:], copied)
-        facts: list[dict[str, Any]] = []
-        progress = Progress(f"decode {category.name}")
-        images = store.create_array(f"{draft.folder}/images", shape, "uint8", chunk=CHUNK, shard=SHARD)
-        for block in _blocks(pool, look, samples):
-            images[len(facts) : len(facts) + len(block)] = np.stack([pixels for _, pixels in block])  # (n, h, w, c)
-            facts += [row for row, _ in block]
-            progress("", len(facts), len(samples))
+        shape = (image_size, image_size, channels)
+        before = _before(store, images_series(category, image_size), channels)
+        stay = before.facts if before is not None and before.known.stays() else {}
+        written = [sample for sample in samples if sample.id not in stay]
+        blocks = _blocks(pool, partial(_look, root, folders, shape, before), written)
+        new = iter(_write(store, f"{draft.folder}/images", (len(written), *shape), blocks, category.name))
+        known = pool.map(partial(_known, root, folders, stay), [sample for sample in samples if sample.id in stay])
+        facts = [next(known if sample.id in stay else new) for sample in samples]
     table = pd.DataFrame(facts, columns=list(COLUMNS)).astype(COLUMNS)
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/facts.parquet", buffer.getvalue())
     logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
     remember(store, images_series(category, image_size), draft.key)
-    seen_before = 0 if copied is None else sum(sample.id in copied.known for sample in samples)
-    return {"ids": [sample.id for sample in samples], "channels": channels, "copied": seen_before}
+    ids = [sample.id for sample in written]
+    if before is not None and before.known.stays():
+        return {**before.known.followed_by(draft.folder, ids), "channels": channels, "copied": before.known.images}
+    copied = 0 if before is None else sum(name in before.facts for name in ids)
+    return {"ids": ids, "channels": channels, "copied": copied}
 
 
-class _Copied:
+def _write(
+    store: Store, key: str, shape: tuple[int, int, int, int], blocks: Iterator[list[_Seen]], name: str
+) -> list[dict[str, Any]]:
+    """Keep the pixels of these samples, if there are any; their facts."""
+    facts: list[dict[str, Any]] = []
+    if not shape[0]:
+        return facts
+    images, progress = store.create_array(key, shape, "uint8", chunk=CHUNK, shard=SHARD), Progress(f"decode {name}")
+    for block in blocks:
+        images[len(facts) : len(facts) + len(block)] = np.stack([pixels for _, pixels in block])  # (n, h, w, c)
+        facts += [row for row, _ in block]
+        progress("", len(facts), shape[0])
+    return facts
+
+
+class _Before:
     """Images that were decoded before, and what was seen of them."""
 
     def __init__(self, store: Store, known: Earlier) -> None:
         self.known, stack = known, Stack.open(store, known.output, "images")
         table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{known.output.folder}/facts.parquet")))
-        self.facts = table[list(OF_THE_IMAGE)].to_dict("records")
+        self.facts = table.drop_duplicates("id").set_index("id")[list(OF_THE_IMAGE)].to_dict("index")
         n, chunk = stack.shape[0], stack.chunk
         self._chunk = lru_cache(8)(lambda place: stack.read(range(place * chunk, min(n, (place + 1) * chunk))))
         self._size = chunk
 
-    def of(self, image_id: str) -> tuple[dict[str, Any], np.ndarray]:
-        """Facts, and pixels (h, w, c)."""
+    def pixels(self, image_id: str) -> np.ndarray:
+        """(h, w, c)."""
         row = self.known.rows[image_id]
-        return self.facts[row], self._chunk(row // self._size)[row % self._size]
+        return self._chunk(row // self._size)[row % self._size]
 
 
-def _copied(store: Store, series: str, channels: int) -> _Copied | None:
+def _before(store: Store, series: str, channels: int) -> _Before | None:
     known = earlier(store, series)
     with suppress(NotInStore):  # images that are gone are decoded again
-        return _Copied(store, known) if known and known.output.meta["channels"] == channels else None
+        return _Before(store, known) if known and known.output.meta["channels"] == channels else None
     return None
-
-
-_Seen = tuple[dict[str, Any], np.ndarray]
 
 
 def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sample]) -> Iterator[list[_Seen]]:
@@ -167,23 +183,12 @@ def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sa
 
 
 def _look(
-    root: Path, folders: Sequence[str], shape: tuple[int, int, int], copied: _Copied | None, sample: Sample
+    root: Path, folders: Sequence[str], shape: tuple[int, int, int], before: _Before | None, sample: Sample
 ) -> _Seen:
     """The facts of one sample and its resized pixels (h, w, c), which are zero for an unreadable file."""
-    row: dict[str, Any] = {
-        "id": sample.id,
-        "key": sample.key,
-        "path": sample.path,
-        "part": sample.part,
-        "split": sample.split,
-        "label": sample.label,
-        "defect_type": sample.defect_type,
-        "readable": True,
-        **_look_at_mask(root, folders, sample),
-    }
-    if copied is not None and sample.id in copied.known:
-        facts, pixels = copied.of(sample.id)
-        return {**row, **facts}, pixels
+    if before is not None and sample.id in before.facts:
+        return _known(root, folders, before.facts, sample), before.pixels(sample.id)
+    row = {**_listed(root, folders, sample), "readable": True}
     pixels = np.zeros(shape, dtype=np.uint8)  # (h, w, c)
     data = read_image(root, sample, folders)
     try:
@@ -193,6 +198,25 @@ def _look(
     small = resize(decoded.pixels, shape[0])
     pixels[:] = small if small.ndim == 3 else small[..., None]
     return {**row, **_describe(decoded, small)}, pixels
+
+
+def _known(root: Path, folders: Sequence[str], facts: Mapping[str, dict[str, Any]], sample: Sample) -> dict[str, Any]:
+    """The facts of one that was decoded before."""
+    return _listed(root, folders, sample) | facts[sample.id]
+
+
+def _listed(root: Path, folders: Sequence[str], sample: Sample) -> dict[str, Any]:
+    """The facts that do not follow from an image's content."""
+    return {
+        "id": sample.id,
+        "key": sample.key,
+        "path": sample.path,
+        "part": sample.part,
+        "split": sample.split,
+        "label": sample.label,
+        "defect_type": sample.defect_type,
+        **_look_at_mask(root, folders, sample),
+    }
 
 
 def _cut(decoded: Decoded, box: str | None) -> Decoded:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 
 from al_models.registry import create
 from storage.stacks import Stack
@@ -18,9 +19,11 @@ from tasks.demo_data import make_demo_data
 from tasks.extract import extract
 from tasks.ingest import ingest
 from tasks.prepare import prepare
+from tasks.stored import rows_of
 from tasks.validate import validate
 
 SPEC = create("padim", image_size=64).feature_spec()
+assert SPEC is not None
 NEW = 3
 
 
@@ -34,21 +37,28 @@ class Night:
 
     @property
     def copied(self) -> tuple[int, int]:
-        """Images that were not decoded, and not extracted, again."""
+        """Rows that were not decoded, and not extracted, again."""
         return self.images.meta["copied"], self.features.meta["copied"]
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """Rows of the arrays that it wrote itself."""
+        arrays = (self.images, "images"), (self.features, f"layer{SPEC.keys[0]}")
+        own = [self.store.zarr_store(f"{output.folder}/{name}") for output, name in arrays]
+        return tuple(zarr.open_array(place, mode="r").shape[0] for place in own)
+
     def pixels(self) -> np.ndarray:
-        """All images."""
-        return Stack.open(self.store, self.images, "images").read(range(len(self.images.meta["ids"])))
+        """Of all images, in the order of the facts."""
+        rows = rows_of(self.images.meta["ids"], self.facts()["id"])
+        return Stack.open(self.store, self.images, "images").read(rows)
 
     def facts(self) -> pd.DataFrame:
         """What was seen of them."""
         return pd.read_parquet(io.BytesIO(self.store.read_bytes(f"{self.images.folder}/facts.parquet")))
 
     def layers(self) -> dict[int, np.ndarray]:
-        """All features."""
-        assert SPEC is not None
-        rows = range(len(self.features.meta["ids"]))
+        """Features of all images, in the order of the facts."""
+        rows = rows_of(self.features.meta["ids"], self.facts()["id"])
         return {layer: Stack.open(self.store, self.features, f"layer{layer}").read(rows) for layer in SPEC.keys}
 
     def equals(self, other: Night) -> bool:
@@ -62,7 +72,6 @@ class Night:
 
 def night(store: Path, data: Path) -> Night:
     """Ingest, decode, judge, extract."""
-    assert SPEC is not None
     place = Store(str(store))
     (category,) = ingest.fn(place.url, "mvtec_ad", str(data), ["brick"]).categories
     validated = validate.fn(prepare.fn(category, 64))
@@ -87,23 +96,50 @@ def arrive(data: Path) -> None:
         shutil.copy(path, data / "brick" / "train" / "good" / path.name)
 
 
-def test_what_is_new_is_computed_and_the_rest_copied(data: Path, tmp_path: Path) -> None:
+def test_what_is_new_is_computed_and_the_rest_stays_where_it_is(data: Path, tmp_path: Path) -> None:
     first = night(tmp_path / "store", data)
     assert first.copied == (0, 0)
     arrive(data)
     second, fresh = night(tmp_path / "store", data), night(tmp_path / "fresh", data)
     n = len(first.images.meta["ids"])
     assert second.copied == (n, n)
+    assert second.written == (NEW, NEW)
     assert len(second.images.meta["ids"]) == n + NEW
     assert second.equals(fresh)
 
 
-def test_an_image_that_went_leaves_no_row(data: Path, tmp_path: Path) -> None:
+def test_after_many_nights_all_is_in_one_piece_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.earlier._MOST_PARTS", 3)
+    later, written = sorted((data.parent / "later").iterdir()), []
+    night(tmp_path / "store", data)
+    for path in later:
+        shutil.copy(path, data / "brick" / "train" / "good" / path.name)
+        last = night(tmp_path / "store", data)
+        written.append(last.written)
+    n = len(last.facts())
+    assert written == [(1, 1), (1, 1), (n, n)]
+    assert last.copied == (n - 1, n - 1)
+    assert last.equals(night(tmp_path / "fresh", data))
+
+
+def test_an_image_that_went_and_comes_back_is_there_once(data: Path, tmp_path: Path) -> None:
+    night(tmp_path / "store", data)
+    gone = min((data / "brick" / "train" / "good").iterdir())
+    gone.rename(tmp_path / gone.name)
+    night(tmp_path / "store", data)
+    (tmp_path / gone.name).rename(gone)
+    third = night(tmp_path / "store", data)
+    assert third.equals(night(tmp_path / "fresh", data))
+
+
+def test_an_image_that_went_is_not_among_them(data: Path, tmp_path: Path) -> None:
     first = night(tmp_path / "store", data)
     for path in sorted((data / "brick" / "train" / "good").iterdir())[:2]:
         path.unlink()
     second = night(tmp_path / "store", data)
-    assert second.copied == (len(first.images.meta["ids"]) - 2,) * 2
+    assert len(second.facts()) == len(first.facts()) - 2
     assert second.equals(night(tmp_path / "fresh", data))
 
 

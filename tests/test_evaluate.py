@@ -75,7 +75,7 @@ class Bench:
         self.picture(f"validation/{self.good}/0.png")
         (category,) = ingest.fn(self.store.url, self.dataset, str(self.root)).categories
         validated = validate.fn(prepare.fn(category, SIDE))
-        model = self._output("models", lambda draft: {})
+        model = self._output("models", lambda draft: {"fitted_on": ["0", "1", "2"]})
         values = [round(0.01 * (i + 1), 2) for i in range(self.held_out)]
         ids = [f"held-out-{i}" for i in range(self.held_out)]
         calibration = self._output("calibrations", lambda d: {"ids": ids, "scores": values, "map_maxima": values})

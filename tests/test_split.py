@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from storage.samples import Sample
-from tasks.split import HELD_OUT, fit_and_calibration
+from tasks.split import HELD_OUT, fit_and_calibration, with_new_images
 
 names = st.text("0123456789abcdef", min_size=4, max_size=8)
 trains = st.sets(names, min_size=2, max_size=60).map(sorted)
@@ -70,6 +70,38 @@ def test_a_new_image_moves_at_most_one_other(train: list[str], seed: int, new: s
     assert len(moved) <= 1
 
 
+@given(st.lists(st.tuples(names, st.sampled_from("abcdefgh")), min_size=3, max_size=60), st.data(), seeds)
+def test_new_images_move_none_of_those_before(images: list[tuple[str, str]], data: st.DataObject, seed: int) -> None:
+    of_parts = data.draw(st.booleans())
+    everything = [replace(sample(name), part=part if of_parts else None) for name, part in dict(images).items()]
+    before = fit_and_calibration(everything[: data.draw(st.integers(2, max(2, len(everything) - 1)))], seed)
+    after = with_new_images(everything, seed, *before)
+    assert sorted(after[0] + after[1]) == sorted(image.id for image in everything)
+    assert after[1]
+    own = {image.id: image.part or image.id for image in everything}
+    if {own[name] for name in before[0]} & {own[name] for name in before[1]}:  # there was but one part
+        assert after == fit_and_calibration(everything, seed)
+        return
+    assert set(before[0]) <= set(after[0])
+    assert set(before[1]) <= set(after[1])
+    parts = [{own[name] for name in ids} for ids in after]
+    assert not parts[0] & parts[1] or len(set(own.values())) == 1
+    new = {own[image.id] for image in everything} - {own[name] for name in before[0] + before[1]}
+    wanted = max(1, round(HELD_OUT * len(set(own.values()))))
+    assert len(parts[1]) == max(len({own[name] for name in before[1]}), min(wanted, len(parts[1] - new) + len(new)))
+
+
+@given(trains, seeds)
+def test_with_nothing_new_the_split_stays_and_with_all_held_out_gone_it_is_drawn_anew(
+    train: list[str], seed: int
+) -> None:
+    samples = [sample(name) for name in train]
+    fitted, held_out = fit_and_calibration(samples, seed)
+    assert with_new_images(samples, seed, fitted, held_out) == (fitted, held_out)
+    left = [image for image in samples if image.id not in held_out]
+    assert with_new_images(left, seed, fitted, held_out) == fit_and_calibration(left, seed)
+
+
 @given(trains, st.sets(names, min_size=1, max_size=10), seeds)
 def test_an_own_validation_split_calibrates(train: list[str], own: set[str], seed: int) -> None:
     own -= set(train)
@@ -77,6 +109,7 @@ def test_an_own_validation_split_calibrates(train: list[str], own: set[str], see
     fitted, held_out = fit_and_calibration(samples, seed)
     if own:
         assert (fitted, held_out) == (train, sorted(own))
+        assert with_new_images(samples, seed, train[:1], sorted(own)[:1]) == (fitted, held_out)
     else:
         assert set(held_out) < set(train)
 

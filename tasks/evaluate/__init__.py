@@ -31,7 +31,6 @@ from tasks.fit import method_code
 from tasks.handles import Cell, Validated
 from tasks.parts import joined
 from tasks.predict import read_scores
-from tasks.split import fit_and_calibration
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
@@ -145,7 +144,7 @@ def _evaluate(
         "metrics": metrics,
         "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
         "calibration": {**_deciding(decides), "rates": promises, "false_alarms": alarms_of(counted.alarms)},
-        "counts": _counts(cell, validated, samples, len(held_out["ids"])),
+        "counts": _counts(validated, samples, len(held_out["ids"])),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -220,13 +219,12 @@ def _curves(counts: PixelCounts, scores: np.ndarray, labels: np.ndarray) -> dict
     return curves
 
 
-def _counts(cell: Cell, validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
+def _counts(validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
+    """Images, but for those that were learned from, which the model tells."""
     store = Store(validated.category.store)
-    everything = accepted_samples(validated)
     test = Counter(f"test_{sample.label}" for sample in samples)
     verdict = store.get(validated.verdict).meta
     return {
-        "train": len(fit_and_calibration(everything, cell.seed, cell.train_share)[0]),
         "calibration": calibration,
         **{name: test[name] for name in ("test_good", "test_anomalous", "test_unknown")},
         "set_aside": verdict["rejected"] + len(store.get(validated.category.catalogue).meta["set_aside"]),
@@ -251,7 +249,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         metrics=found.meta["metrics"],
         intervals=found.meta["intervals"],
         calibration=found.meta["calibration"],
-        counts=found.meta["counts"],
+        counts={"train": len(model["fitted_on"]), **found.meta["counts"]},
         seconds={step: meta["seconds"] for step, meta in metas.items()},
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
         facts=model.get("facts", {}),
