@@ -129,8 +129,7 @@ def _looked_at(
     source = source_for(detector, validated, features, new)
     parts = detector.predict_batches(source, runtime_of(cell))
     scores = np.concatenate([part.scores for part in parts]).astype(np.float64)
-    spec = detector.feature_spec()
-    batch = statistics_of(champion.reference, store, validated.prepared.images, features, spec, new, scores)
+    batch = statistics_of(champion.reference, store, validated.prepared.images, features, new, scores)
     threshold, held_out = version.calibration.image, champion.reference.statistics
     rejected = None if threshold is None else int((scores > threshold).sum())
     looks = Looks(len(new), rejected or 0, rate, alpha, threshold, _quartiles(held_out), _quartiles(batch))

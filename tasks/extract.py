@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
+from al_models.parts.patches import channel_means
 from al_models.parts.weights import weights_fingerprint
 from al_models.types import FeatureSpec
 from storage.errors import NotInStore
@@ -35,6 +36,8 @@ from tasks.stored import StoredSource, accepted_samples
 CHUNK = 16
 SHARD = 64
 """Images written at once, so that parallel or cut writers never share a shard."""
+_MEANS = 1024
+"""Images whose means make a chunk."""
 
 
 @task(
@@ -48,8 +51,11 @@ SHARD = 64
 )
 def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts: Sequence[str] = ()) -> str:
     """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
-    image. What an earlier output has of the images is not computed again: its rows come first and stay where they are.
-    `parts`: keys of what `extract_part` has computed of it."""
+    image, and `means`, float64 (n, c of all layers), over the positions of each.
+
+    What an earlier output has of the images is not computed again: its rows come first and stay where they are.
+    `parts`: keys of what `extract_part` has computed of it.
+    """
     store, key = Store(validated.category.store), _key(validated, spec)
     work = (
         partial(_join, store, validated, spec, parts)
@@ -167,7 +173,8 @@ def _computed(backbone: Any, source: StoredSource) -> Iterator[_Row]:
     for batch in source:
         missing = source.batch_size - len(batch)
         images = torch.cat([batch.images, batch.images[-1:].expand(missing, -1, -1, -1)]) if missing else batch.images
-        layers = {layer: values[: len(batch)].half().cpu().numpy() for layer, values in backbone(images).items()}
+        found = backbone(images)
+        layers = {key: found[key][: len(batch)].half().cpu().numpy() for key in backbone.spec.keys}
         for layer, half in layers.items():
             if not np.isfinite(half).all():
                 raise InvalidInput(
@@ -197,6 +204,7 @@ def _write_all(
 ) -> None:
     """Fill the arrays, which are made when the first features show their shapes; the next shard is computed while one
     is written."""
+    means: list[np.ndarray] = []
     with ThreadPoolExecutor(1) as writer:  # compressing and writing release the interpreter's lock
         writing: list[Future[None]] = []
         for start, layers in shards:
@@ -209,9 +217,12 @@ def _write_all(
             for done in writing:
                 done.result()  # one shard in flight: memory stays bounded, and a failed write is heard of
             writing = [writer.submit(_write, arrays[layer], start, values) for layer, values in layers.items()]
+            means.append(channel_means(map(torch.from_numpy, layers.values())))
             progress("", min(start + SHARD, images), images)
         for done in writing:
             done.result()
+    whole = np.concatenate(means)
+    store.create_array(f"{draft.folder}/means", whole.shape, "float64", chunk=_MEANS)[:] = whole
 
 
 def _write(array: zarr.Array[Any], start: int, values: np.ndarray) -> None:

@@ -15,13 +15,14 @@ from al_models.calibration import p_values
 from al_models.drift import SCOPE_LIMIT
 from al_models.errors import InvalidInput
 from al_models.parts.images import decode, light, resize
+from al_models.parts.patches import channel_means
 from al_models.types import ImageBatch, Prediction
 from storage.files import MAX_BYTES
 from storage.samples import content_hash
 from tasks.compute import runtime_of
 from tasks.handles import Cell
 from tasks.limits import in_memory
-from tasks.reference import LIGHT, pooled
+from tasks.reference import LIGHT
 from tasks.register import LoadedVersion
 from tasks.report.heat import rgb, shrunk
 
@@ -136,7 +137,7 @@ class Judge:
         prediction, features = self.predict(tuple(one.id for one in opened), images)
         scope = self.loaded.reference.scope
         lights = np.array([[one.light[name] for name in LIGHT] for one in opened])  # (n, 3)
-        seen = pooled(features.values()) if features else lights
+        seen = channel_means(features.values()) if features else lights
         distances, deviations = scope.distance(seen), scope.deviations(seen)
         p = p_values(self.loaded.scores, prediction.scores)
         return [

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-import torch
 
 from al_models.drift import Scope
-from al_models.registry import create
-from al_models.types import FeatureSpec
 from storage.records import RunRecord
 from storage.stacks import Stack
 from storage.store import Store
 from tasks.stored import as_safetensors, rows_of
 
 LIGHT = ("brightness", "contrast", "sharpness")
-_CHUNK = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +25,7 @@ class Reference:
     """What `al_models.drift` compares new images with."""
 
     scope: Scope
-    """Of pooled features; for a method that reads none, of brightness, contrast and sharpness."""
+    """Of the means of features; for a method that reads none, of brightness, contrast and sharpness."""
     statistics: dict[str, np.ndarray]
     """Of the held-out good images, float64 [n] each: `score`, `features` (their distance in the scope), LIGHT."""
 
@@ -51,8 +47,7 @@ def reference_of(store: Store, record: RunRecord, model: Mapping[str, Any], scor
     """From what the run stored of its images. `model`: what the fit said of its output; scores [n] are those of the
     held-out images. Raises NotInStore when an output of the run is gone."""
     learned, held_out = model["fitted_on"], model["held_out"]
-    spec = create(record.method, **record.params).feature_spec()
-    light, seen = _looks(store, record.keys["images"], record.keys.get("features"), spec, [*learned, *held_out])
+    light, seen = _looks(store, record.keys["images"], record.keys.get("features"), [*learned, *held_out])
     scope = Scope.of(seen[: len(learned)], seen[len(learned) :])
     n = len(learned)
     return Reference(scope, _statistics(scope, light[n:], seen[n:], scores))
@@ -63,13 +58,12 @@ def statistics_of(
     store: Store,
     images: str,
     features: str | None,
-    spec: FeatureSpec | None,
     ids: Sequence[str],
     scores: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The same statistics, float64 [n] each, of other stored images. `images`, `features`: keys of the prepared images
-    and of the spec's features; `scores` [n] by the model of the reference."""
-    return _statistics(reference.scope, *_looks(store, images, features, spec, ids), scores)
+    and of the features, if there are any; `scores` [n] by the model of the reference."""
+    return _statistics(reference.scope, *_looks(store, images, features, ids), scores)
 
 
 def _statistics(scope: Scope, light: np.ndarray, seen: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,17 +71,10 @@ def _statistics(scope: Scope, light: np.ndarray, seen: np.ndarray, scores: np.nd
     return found | dict(zip(LIGHT, light.T, strict=True))
 
 
-def _looks(
-    store: Store, images: str, features: str | None, spec: FeatureSpec | None, ids: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def _looks(store: Store, images: str, features: str | None, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Of each image, LIGHT (n, 3) and what its scope is about (n, d)."""
     light = _light(store, images, ids)
-    return light, light if features is None or spec is None else _pooled_of(store, features, spec, ids)
-
-
-def pooled(layers: Iterable[torch.Tensor]) -> np.ndarray:
-    """The mean over positions of each feature, all layers side by side: (n, c, h, w) each -> float64 (n, d)."""
-    return np.concatenate([values.float().mean((2, 3)).double().cpu().numpy() for values in layers], axis=1)
+    return light, light if features is None else _means_of(store, features, ids)
 
 
 def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
@@ -96,9 +83,6 @@ def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
     return by_content.loc[list(ids), list(LIGHT)].to_numpy(np.float64)
 
 
-def _pooled_of(store: Store, features: str, spec: FeatureSpec, ids: Sequence[str]) -> np.ndarray:
+def _means_of(store: Store, features: str, ids: Sequence[str]) -> np.ndarray:
     found = store.get(features)
-    stacks = [Stack.open(store, found, f"layer{key}") for key in spec.keys]
-    rows = np.asarray(rows_of(found.meta["ids"], ids), int)
-    chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
-    return np.concatenate([pooled(torch.from_numpy(stack.read(chunk)) for stack in stacks) for chunk in chunks])
+    return Stack.open(store, found, "means").read(rows_of(found.meta["ids"], ids))

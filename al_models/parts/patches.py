@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -87,6 +87,13 @@ def _in_a_file(shape: tuple[int, int]) -> Tensor:
     """float16 of this shape in a file without a name, which goes when the tensor does."""
     with tempfile.TemporaryFile() as file:
         return torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
+
+
+def channel_means(layers: Iterable[Tensor]) -> np.ndarray:
+    """What an image looks like as a whole: the mean over positions of each channel, all layers side by side.
+
+    (n, c, h, w) each -> float64 (n, sum of c)."""
+    return np.concatenate([values.float().mean((2, 3)).double().cpu().numpy() for values in layers], axis=1)
 
 
 def channel_moments(

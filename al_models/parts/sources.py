@@ -34,7 +34,8 @@ class MemorySource(ImageSource):
         self._spec = detector.feature_spec()
         self._size = self._spec.image_size if self._spec else detector.image_size
         self._device = runtime.device
-        self.ids = tuple(_name(item) for item in self._items)
+        with ThreadPoolExecutor() as pool:  # hashing goes on without the interpreter's lock
+            self.ids = tuple(pool.map(_name, self._items))
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The images of these rows, resized, with the features asked for."""
