@@ -132,6 +132,7 @@ def search(
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
     workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be tried, and end.")] = False,
 ) -> None:
     """Choose parameters of methods by synthetic defects in held-out good images; the test set chooses nothing."""
     from flows.runfile import RunFile, read_run_file
@@ -142,6 +143,9 @@ def search(
     values.update({name: value for name, value in given.items() if value is not None})
     run = _checked(RunFile, values)
     run.check_search()
+    if plan:
+        _plan(run)
+        return
     outcome, failed = _run_flow("flows.search:search", run)
     _show_search(outcome)
     if failed:
@@ -339,10 +343,13 @@ def _benchmark(run: RunFile) -> None:
 
 def _plan(run: RunFile) -> None:
     """Print what a run would do; nothing is computed, and no server is needed."""
+    run.check()
     _check_writable(run)
-    from flows.plan import plan, tables
+    from flows.plan import plan, search_tables, tables
 
-    for table in tables(plan(run)):
+    for table in search_tables(run) if run.search else ():
+        console.print(table)
+    for table in tables(plan(run)) if run.methods or not run.search else ():
         console.print(table)
 
 

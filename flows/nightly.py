@@ -88,7 +88,7 @@ def _night(run: NightlyRun, store: Store, alone: ExitStack) -> tuple[list[Decisi
         started.sort(key=lambda one: sweep.places[one[0].cell])
         decisions = [_decision(store, began, record, future) for record, future in started]
         watch.decided(decisions)
-        page = nights_report(store.url, run.report, [decision.name for decision in decisions])
+        page = nights_report(store.url, run.report)
         watch.report(page)
     return decisions, page
 

@@ -1,7 +1,8 @@
 """What a run would do, before anything is computed: its cells, what is there already, features, time and disk.
 
 Every step is asked for its output in the order of the run, and only looks. Seconds come from the records in the store,
-per image and step: of the same method where there are any, so a first run has no estimate.
+per image and step: of the same method where there are any, so a first run has no estimate. Of a search it says what is
+to be tried, and nothing of what is there: which trials go on is not known before.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from statistics import median
 from typing import Any
 
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from al_models.parts.backbone import feature_shapes
 from al_models.types import FeatureSpec
 from flows.category import CategorySteps, listed
-from flows.runfile import RunFile
+from flows.runfile import RunFile, SearchRun
+from flows.searchrun import in_words
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import calibrate
@@ -39,6 +42,8 @@ STEPS = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evalu
 _READS = {"fit": "train", "calibrate": "train", "predict": "test", "evaluate": "test"}
 """The images that a step's time grows with; all of them where it is not named."""
 _HALF, _BYTE = 2, 1
+_TRIALS = 12
+"""Of a search, that are shown with their parameters."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,37 @@ def tables(found: Plan) -> list[RenderableType]:
             features.add_row(step.what, str(step.images), "yes" if step.done else "no", _size(step.bytes or 0))
     sums = f"to write: {_size(found.bytes())}, models not counted; to compute on one worker: "
     return [cells, steps, features, sums + _duration([step.seconds for step in found.to_do()])]
+
+
+def search_tables(run: RunFile) -> list[RenderableType]:
+    """What its searches would try, for people: the rungs and first trials of each. Files are listed, as by a plan."""
+    store = Store(run.store)
+    with only_looking():
+        found = [listed(store, source, ingest.fn) for source in run.data]
+    cells = sum(len(each.categories) for each in found) * len(run.seeds)
+    shown = [table for search in run.search for table in _search(search, cells)]
+    for source, each in zip(run.data, found, strict=True):
+        shown += [escape(f"not searched on: {source.dataset}/{name}: {told}") for name, told in each.problems.items()]
+    if run.methods:
+        chosen = len(run.search) * cells
+        shown.append(f"on the test set: {chosen} cells of what will be chosen, and those of the methods:")
+    return shown
+
+
+def _search(search: SearchRun, cells: int) -> list[RenderableType]:
+    """`cells`: of a trial in a rung."""
+    about = f"search of {search.method} by {search.metric} on {search.held_out:.0%} of the good training images"
+    about += f"; all trials have {in_words(search.fixed)}" if search.fixed else ""
+    rungs = Table("rung", "trials", "share", "cells", box=None, title="rungs", title_justify="left")
+    ladder, trials = search.ladder(), search.all_trials()
+    for rung in ladder:
+        share = f"{rung.share:.0%} of {search.resource}"
+        rungs.add_row(f"{rung.number + 1} of {len(ladder)}", str(rung.trials), share, str(rung.trials * cells))
+    first = Table("trial", "parameters", box=None, title="trials", title_justify="left")
+    for trial in trials[:_TRIALS]:
+        first.add_row(str(trial.number), escape(in_words(search.searched(trial))))
+    more = len(trials) - _TRIALS
+    return [escape(about), rungs, first, *([f"and {more} more"] if more > 0 else [])]
 
 
 def _grouped(cells: Iterable[PlannedCell]) -> dict[tuple[str, str], list[PlannedCell]]:

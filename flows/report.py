@@ -12,7 +12,7 @@ from flows.runfile import ReportRun
 from flows.runners import ThreadsRunner
 from flows.terminal import opened
 from flows.watch import Watch
-from storage.nights import read_decisions
+from storage.nights import decision_keys
 from storage.store import Store
 from tasks.report import report as write
 from tasks.report.nights import nights_report
@@ -42,5 +42,4 @@ def report(run: ReportRun) -> State[Outcome]:
 def pages(store: Store, folder: str, write: Callable[[str, str], str] = write) -> Outcome:
     """Write them; `write`: the step, or its bare function where no Prefect runs."""
     index = write(store.url, folder)
-    models = sorted({decision.name for decision in read_decisions(store)})
-    return Outcome(index, nights_report(store.url, folder, models) if models else None)
+    return Outcome(index, nights_report(store.url, folder) if decision_keys(store) else None)

@@ -17,6 +17,7 @@ from flows.benchmark import compare
 from flows.category import CategorySteps, Steps, first_failure, listed
 from flows.runfile import DataSource, MethodRun, RunFile, RunFileError, SearchRun, to_toml
 from flows.runners import ThreadsRunner, on_asked_runner
+from flows.searchrun import in_words
 from flows.sweep import Sweep
 from flows.watch import Watch
 from storage.store import Store
@@ -50,7 +51,7 @@ class Searched:
             yield {
                 "place": place,
                 "method": each.trial.method,
-                "parameters": ", ".join(f"{name}={_plain(each.trial.params[name])}" for name in self.search.params),
+                "parameters": in_words(self.search.searched(each.trial)),
                 "rung": f"{each.rung.number + 1} of {last}",
                 "share": f"{each.rung.share:.0%} of {self.search.resource}",
                 self.search.metric: "–" if each.mean is None else f"{100 * each.mean:.2f}",
@@ -202,7 +203,3 @@ def _with_chosen(run: RunFile, searched: Sequence[Searched]) -> RunFile:
         params = create(method.name, **method.params).params()
         methods.setdefault(f"{method.name} {json.dumps(params, sort_keys=True)}", method)
     return run.model_copy(update={"methods": list(methods.values()), "search": []})
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

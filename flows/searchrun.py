@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -10,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from al_models.errors import InvalidInput, unknown
 from al_models.registry import create
 from tasks.trials import Interval, Rung, Space, Trial, distinct, draws, grid, ladder
+
+
+def in_words(params: Mapping[str, Any]) -> str:
+    """Parameters and their values, for people."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in params.items()}
+    return ", ".join(f"{name}={text}" for name, text in texts.items())
 
 
 class Strict(BaseModel):
@@ -100,6 +107,10 @@ class SearchRun(Strict):
 
         kept = distinct(found, name, self.trials)
         return [Trial(number, self.method, {**self.fixed, **params}) for number, params in enumerate(kept)]
+
+    def searched(self, trial: Trial) -> dict[str, Any]:
+        """A trial's values of what is searched, without those that all share."""
+        return {name: trial.params[name] for name in self.params}
 
     def ladder(self) -> list[Rung]:
         """Its rungs."""

@@ -102,16 +102,31 @@ def write_decision(store: Store, decision: Decision) -> str:
     return key
 
 
+def decision_keys(store: Store) -> dict[str, list[str]]:
+    """Model, by name -> where its decisions lie, the oldest first. Reads none of them."""
+    found: dict[str, list[str]] = {}
+    for key in _keys(store, _ROOT):
+        found.setdefault(key.removeprefix(f"{_ROOT}/").rpartition("/")[0], []).append(key)
+    return found
+
+
+def read_decision(store: Store, key: str) -> Decision:
+    """The decision under a key. Raises Damaged for a file that is none."""
+    known = {f.name for f in fields(Decision)}
+    values = store.read_json(key)
+    try:
+        kept = {field: value for field, value in values.items() if field in known}
+        looks = values.get("looks") and Looks(**values["looks"])
+        return Decision(**kept | {"checks": [Check(**check) for check in values["checks"]], "looks": looks})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Damaged(f"{key} is no decision of a night ({error}); delete the file") from error
+
+
 def read_decisions(store: Store, name: str | None = None) -> Iterator[Decision]:
     """Those of a model, or of all, by model and night. Raises Damaged for a file that is none."""
-    known = {f.name for f in fields(Decision)}
-    for key in store.list(_ROOT if name is None else f"{_ROOT}/{name}"):
-        if not key.endswith(".json"):
-            continue
-        values = store.read_json(key)
-        try:
-            kept = {field: value for field, value in values.items() if field in known}
-            looks = values.get("looks") and Looks(**values["looks"])
-            yield Decision(**kept | {"checks": [Check(**check) for check in values["checks"]], "looks": looks})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise Damaged(f"{key} is no decision of a night ({error}); delete the file") from error
+    for key in _keys(store, _ROOT if name is None else f"{_ROOT}/{name}"):
+        yield read_decision(store, key)
+
+
+def _keys(store: Store, prefix: str) -> list[str]:
+    return [key for key in store.list(prefix) if key.endswith(".json")]  # file managers leave files of their own

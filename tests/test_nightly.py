@@ -15,7 +15,7 @@ from plant import NAME, Plant, listening
 
 import flows.alerts
 from flows.alerts import alert, one_at_a_time, tell
-from flows.runfile import MethodRun
+from flows.runfile import DataSource, MethodRun
 from storage.errors import StoreTooNew
 from storage.nights import read_decisions
 from storage.store import Store
@@ -107,6 +107,17 @@ def test_the_morning_page_tells_all_of_it(plant: Plant) -> None:
     for said in ("in use before", "no champion", "nothing has changed", "MiB for 14 images", "What the night decided"):
         assert said in page
     assert page.count("<tr>") > 7
+
+
+def test_a_run_on_other_models_leaves_these_on_the_page(plant: Plant) -> None:
+    shutil.copytree(plant.root / "all" / "grass", plant.data / "grass")
+    other = DataSource(dataset="mvtec_ad", root=str(plant.data), categories=["grass"])
+    ended = plant.outcome(data=[other])
+    assert [decision.name for decision in ended.decisions] == ["mvtec_ad/grass"]
+    page = Path(ended.report).read_text(encoding="utf-8")
+    assert [page.count(f">{name}</h2>") for name in (NAME, "mvtec_ad/grass")] == [1, 1]
+    assert page.index(">mvtec_ad/grass<") < page.index(f">{NAME}<"), "what this night decided stands first"
+    assert f">{NAME}</h2>" in Path(plant.outcome().report).read_text(encoding="utf-8")
 
 
 def test_without_labelled_images_synthetic_defects_decide(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sweep_runs import PADIM, PATCHCORE, manifests, run_file, run_flow
 from al_models.parts.backbone import Backbone, feature_shapes
 from al_models.types import FeatureSpec
 from flows.plan import Rates, plan
-from flows.runfile import DataSource, RunFile
+from flows.runfile import DataSource, RunFile, SearchRun, to_toml
 from storage.records import RunRecord
 from storage.store import Store
 
@@ -93,3 +93,24 @@ def test_the_command_prints_it_and_starts_nothing(al: Command, demo_root: Path, 
     assert "prepare 1, validate 1, extract 1, fit 1" in " ".join(out.split())
     assert "features" in out
     assert "to write:" in out
+
+
+def test_a_planned_search_says_its_rungs_and_trials_and_computes_nothing(
+    al: Command, demo_root: Path, tmp_path: Path
+) -> None:
+    tried = SearchRun(method="padim", params={"channels": list(range(5, 19))}, fixed={"image_size": 64}, eta=4)
+    run = run_file(tmp_path / "store", demo_root, categories=("brick", "grass"))
+    for methods in ([], [PADIM]):
+        run = run.model_copy(update={"search": [tried], "seeds": [0, 1, 2], "methods": methods})
+        (tmp_path / "run.toml").write_text(to_toml(run))
+        code, out, err = al("search", str(tmp_path / "run.toml"), "--plan")
+        assert (code, err) == (0, "")
+        said = " ".join(out.split())
+        assert "1 of 2 14 25% of images 84 2 of 2 4 100% of images 24" in said
+        assert "all trials have image_size=64" in said
+        assert "0 channels=5" in said
+        assert "11 channels=16 and 2 more" in said
+        assert ("on the test set: 6 cells of what will be chosen" in said) == bool(methods)
+        assert ("mvtec_ad/grass padim 3 0 " in said) == bool(methods)
+    assert {key.split("/")[0] for key in Store(run.store).list("")} == {"catalogues", "hashes", "store.json"}
+    assert list(Path(run.report).iterdir()) == []

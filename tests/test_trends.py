@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+import tasks.report.nights
 from storage.nights import Decision, Looks, read_decisions, write_decision
 from storage.store import Store
 from tasks.report.nights import nights_report
@@ -64,9 +68,31 @@ def test_a_decision_is_read_as_it_was_written_and_its_charts_are_on_the_page(tmp
     for one in NIGHTS:
         write_decision(store, one)
     assert list(read_decisions(store, "plant/a")) == NIGHTS
-    page = Path(nights_report(store.url, str(tmp_path / "report"), ["plant/a"])).read_text(encoding="utf-8")
+    page = Path(nights_report(store.url, str(tmp_path / "report"))).read_text(encoding="utf-8")
     assert page.count('<path class="band"') == 2
     assert "Their brightness: new images 100 to 60; held-out images 100 to 100" in page
+
+
+def test_the_page_has_every_model_of_the_store_the_latest_night_first(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for model, days in (("a", [1, 2]), ("b", [1, 3]), ("c", [3])):
+        for day in days:
+            write_decision(store, replace(night(day, None), category=model))
+    store.write_json("nights/plant/c/damaged.json", [])
+    page = Path(nights_report(store.url, str(tmp_path / "report"))).read_text(encoding="utf-8")
+    assert re.findall(r"<h2 id=.*>(.*)</h2>", page) == ["plant/b", "plant/c", "plant/a"]
+    assert re.findall("in the night of (.*) UTC<", page) == ["2026-06-02 02:00"], "b and c are of the latest"
+    assert page.count("damaged.json is no decision of a night") == 1
+
+
+def test_of_many_models_the_page_shows_fewer_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.report.nights, "_IN_ALL", 20)
+    store = Store(str(tmp_path))
+    for model in ("a", "b"):
+        for day in range(1, 13):
+            write_decision(store, replace(night(day, None), category=model))
+    page = Path(nights_report(store.url, str(tmp_path / "report"))).read_text(encoding="utf-8")
+    assert sorted(set(re.findall("2026-06-([0-9]+) ", page))) == [f"{day:02d}" for day in range(3, 13)]
 
 
 def test_what_validation_set_aside_is_an_alarm_once() -> None:

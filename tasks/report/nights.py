@@ -1,12 +1,17 @@
-"""The morning page: what last night decided about each model and why, and how the nights before went."""
+"""The morning page: what last night decided about each model and why, and how the nights before went.
+
+It shows every model of the store, whichever run its night was part of: runs that share a report's folder write the same
+page, and none takes the others' models off it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from storage.nights import Decision, read_decisions
+from storage.errors import Damaged
+from storage.nights import Decision, decision_keys, read_decision
 from storage.store import Store
 from tasks.report.page import environment, write_whole
 from tasks.report.tables import METRICS
@@ -14,8 +19,10 @@ from tasks.report.trends import Trend, trends_of
 
 PAGE = "nights.html"
 _SHOWN = ("pro", "pixel_auroc", "image_auroc")
-_NIGHTS = 60
+_MOST, _FEWEST = 60, 7
 """Latest nights of a model that the page shows."""
+_IN_ALL = 600
+"""Nights on the page, from which on each model has fewer: reading and drawing one takes about a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +42,30 @@ class Model:
         """(metric, its name for people) that any of the nights has."""
         return [(m, METRICS.get(m, m)) for m in _SHOWN if any(m in night.metrics for night in self.nights)]
 
-    @property
+    @cached_property
     def trends(self) -> list[Trend]:
         """Charts of its nights."""
         return trends_of(self.nights[::-1], self.metrics)
 
 
-def nights_report(store_url: str, folder: str, names: Sequence[str]) -> str:
-    """Write the page about these models, `data set/category`, as far as there are decisions; its path."""
-    store = Store(store_url)
-    models = [Model(name, list(read_decisions(store, name))[::-1][:_NIGHTS]) for name in names]
+def nights_report(store_url: str, folder: str) -> str:
+    """Write the page about all models that the store has decisions on, those of the latest night first; its path.
+
+    A file that is no decision becomes a sentence: it must not cost the others their page.
+    """
+    store, models, damaged = Store(store_url), list[Model](), list[str]()
+    keys = decision_keys(store)
+    most = max(_FEWEST, min(_MOST, _IN_ALL // max(1, len(keys))))
+    for name, its in keys.items():
+        nights = []
+        for key in its[: -most - 1 : -1]:
+            try:
+                nights.append(read_decision(store, key))
+            except Damaged as error:
+                damaged.append(str(error))
+        if nights:
+            models.append(Model(name, nights))
+    models.sort(key=lambda model: model.last.night, reverse=True)  # of one night, by name
     page = Path(folder).resolve() / PAGE
-    template = environment().get_template("nights.html.j2")
-    write_whole(page, template.render(models=[model for model in models if model.nights]))
+    write_whole(page, environment().get_template("nights.html.j2").render(models=models, damaged=damaged))
     return str(page)
