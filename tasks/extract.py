@@ -38,6 +38,8 @@ SHARD = 64
 """Images written at once, so that parallel or cut writers never share a shard."""
 _MEANS = 1024
 """Images whose means make a chunk."""
+_OVERFLOW = 65520.0
+"""From here on half precision rounds to infinity."""
 
 
 @task(
@@ -173,14 +175,14 @@ def _computed(backbone: Any, source: StoredSource) -> Iterator[_Row]:
     for batch in source:
         missing = source.batch_size - len(batch)
         images = torch.cat([batch.images, batch.images[-1:].expand(missing, -1, -1, -1)]) if missing else batch.images
-        found = backbone(images)
-        layers = {key: found[key][: len(batch)].half().cpu().numpy() for key in backbone.spec.keys}
-        for layer, half in layers.items():
-            if not np.isfinite(half).all():
+        found = {key: values[: len(batch)] for key, values in backbone(images).items()}
+        for layer, values in found.items():
+            if not values.abs().amax() < _OVERFLOW:  # which NaN is not, either
                 raise InvalidInput(
                     f"layer {layer} of {backbone.spec.backbone} has values beyond ±{FLOAT16_MAX:.0f} or not finite, "
                     "which half precision cannot hold; choose another layer or backbone"
                 )
+        layers = {key: found[key].half().cpu().numpy() for key in backbone.spec.keys}
         for i in range(len(batch)):
             yield {layer: half[i] for layer, half in layers.items()}
 

@@ -92,7 +92,8 @@ def _in_a_file(shape: tuple[int, int]) -> Tensor:
 def channel_means(layers: Iterable[Tensor]) -> np.ndarray:
     """What an image looks like as a whole: the mean over positions of each channel, all layers side by side.
 
-    (n, c, h, w) each -> float64 (n, sum of c)."""
+    (n, c, h, w) each -> float64 (n, sum of c).
+    """
     return np.concatenate([values.float().mean((2, 3)).double().cpu().numpy() for values in layers], axis=1)
 
 

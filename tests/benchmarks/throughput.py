@@ -4,7 +4,8 @@
 
 Preparation: the category's images as PNG of 1024 x 1024, gray and colour, decoded and resized to 256. Extraction: the
 step `extract`, from stored images to stored features, against the backbone on the same batches in memory. Inference:
-PaDiM from a decoded image in memory to its smoothed map and score, at batch 1 and 16. Parts that are compared take
+PaDiM from a decoded image in memory to its smoothed map and score, at batch 1 and 16. The backbone is ours (batch norms
+folded, channels last, four images at once) and timm's own, cut behind the last layer. Parts that are compared take
 turns, and the fastest of each counts.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from PIL import Image
 
 from al_models import create
-from al_models.parts.backbone import cached_backbone
+from al_models.parts.backbone import cached_backbone, standardised, untrained
 from al_models.parts.images import load_images
 from al_models.types import FeatureSpec
 from storage.store import Store
@@ -92,10 +94,12 @@ def of_extraction(store: Store, given: argparse.Namespace) -> None:
         for batch in batches:
             backbone(batch)
 
+    def of_timm() -> None:
+        for batch in batches:
+            timms_own(spec)(batch)
+
     extract.fn(validated, spec, "cpu")
-    alone, ours = fastest(bare, step)
-    n = sum(len(batch) for batch in batches)
-    print(f"extract: bare backbone {n / alone:.1f} images/s, step {n / ours:.1f}: {100 * alone / ours:.0f} %")
+    show("extract", sum(len(batch) for batch in batches), *fastest(step, bare, of_timm))
 
 
 def batches_of(validated: Validated) -> list[torch.Tensor]:
@@ -122,11 +126,31 @@ def of_inference(images: np.ndarray) -> None:
             for batch in small.split(size):
                 backbone(batch)
 
-        alone, whole = fastest(bare, ours)
-        n = len(images)
-        print(
-            f"padim, batch {size}: {n / whole:.1f} images/s; bare backbone {n / alone:.1f}: {100 * alone / whole:.0f} %"
-        )
+        def of_timm(size: int = size) -> None:
+            for batch in small.split(size):
+                timms_own(spec)(batch)
+
+        show(f"padim, batch {size}", len(images), *fastest(ours, bare, of_timm))
+
+
+@cache
+def timms_own(spec: FeatureSpec) -> Callable[[torch.Tensor], object]:
+    """The network as timm makes it; the weights do not matter here."""
+    network = untrained(spec).eval()
+
+    @torch.no_grad()
+    def run(images: torch.Tensor) -> object:
+        return network(standardised(images, spec).contiguous())
+
+    return run
+
+
+def show(what: str, images: int, whole: float, ours: float, timm: float) -> None:
+    """Rates, and what share of the two backbones' they are."""
+    print(
+        f"{what}: {images / whole:.1f} images/s; our backbone {images / ours:.1f}: {100 * ours / whole:.0f} %; ", end=""
+    )
+    print(f"timm's {images / timm:.1f}: {100 * timm / whole:.0f} %")
 
 
 def fastest(*parts: Callable[[], object]) -> list[float]:
