@@ -399,6 +399,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
     place = re.compile(rb"(?<![\w.])/(?:home|root|Users|tmp|work)/\w|\b[A-Z]:\\\\?\w")
     assert place.search(b'root = "' + b"/home" + b'/ann/data"')
     tracked = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    tracked = [file for file in tracked if file.suffix != ".png"]  # compressed pixels look like anything
     assert len(tracked) > 10
     assert [str(file.relative_to(ROOT)) for file in tracked if place.search(file.read_bytes())] == []
 

@@ -52,7 +52,7 @@ class Backbone:
                 f"the backbone was given {images.dtype} {tuple(images.shape)}; it takes uint8 "
                 f"(n, {size}, {size}, 3 or 1): resize with al_models.parts.images.resize, or ask for another image_size"
             )
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or torch.compiler.is_exporting():  # of a graph's images the number is open
             return self.features(standardised(images.to(self.device), self.spec))
         parts = [self.features(standardised(part, self.spec)) for part in images.split(_AT_ONCE)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
