@@ -23,8 +23,7 @@ The authors' summary is a capsule layer; routed to a single capsule it is a line
 their number of layers and channels, at sizes that grow evenly to any image size. The score is the map's maximum.
 
 On textures it stays far behind (*grid*: 75 pixel AUROC, and less with more training): nearly all variance of the codes
-lies in a few directions, and defects in others, which round Gaussians do not weigh; `tests/benchmarks/README.md` has the
-figures.
+lies in a few directions, and defects in others, which round Gaussians do not weigh (`tests/benchmarks/README.md`).
 
 Shapes: n images, t patches, d channels of a code, k Gaussians.
 """
