@@ -34,6 +34,7 @@ from tasks.predict import predict
 from tasks.prepare import prepare
 from tasks.reference import statistics_of
 from tasks.register import LoadedVersion, load_version, register
+from tasks.report.tables import METRICS as NAMES
 from tasks.steps import step_key
 from tasks.stored import accepted_samples
 from tasks.validate import findings, validate
@@ -276,7 +277,7 @@ def _judged(
 
 def _quality(metric: str, new: Replicates, old: Replicates, where: str) -> Check:
     found = compare(new, old)
-    said = f"{metric} {100 * new.estimate:.2f} against {100 * old.estimate:.2f} % on {where}"
+    said = f"{NAMES.get(metric, metric)} {100 * new.estimate:.2f} against {100 * old.estimate:.2f} % on {where}"
     if found.low is None or found.high is None:
         return Check("quality", found.difference >= 0, f"{said}, too few images for an interval")
     said += f", difference {100 * found.difference:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"

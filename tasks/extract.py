@@ -119,8 +119,8 @@ def _extract(
     ids = ids if part is None else list(part.of(ids))
     before = _before(store, validated, spec)
     new = [name for name in ids if before is None or name not in before.known]
-    stays = part is None and before is not None and before.known.stays()
-    written = new if stays else ids
+    base = before.known if before is not None and part is None and before.known.stays() else None
+    written = ids if base is None else new
     arrays: dict[int, zarr.Array[Any]] = {}
 
     def write_features(batch_size: int) -> None:
@@ -135,11 +135,11 @@ def _extract(
         in_memory(write_features, CHUNK)
     if part is None:
         remember(store, features_series(validated, spec), draft.key)
-    kept: dict[str, Any] = {"ids": ids, "copied": len(ids) - len(new)}
+    kept: dict[str, Any] = {"ids": ids, "reused": len(ids) - len(new)}
     shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
-    if stays and before is not None:
-        kept = {**before.known.followed_by(draft.folder, new), "copied": before.known.images}
-        shapes = {layer: [len(kept["ids"]), *shape[1:]] for layer, shape in before.known.output.meta["shapes"].items()}
+    if base is not None:
+        kept = {**base.followed_by(draft.folder, new), "reused": base.images}
+        shapes = {layer: [len(kept["ids"]), *shape[1:]] for layer, shape in base.output.meta["shapes"].items()}
     return {**kept, "shapes": shapes, "spec": asdict(spec), "device": device_of(device)}
 
 

@@ -114,7 +114,8 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
         channels = 3 if False in list(gray) else 1
         shape = (image_size, image_size, channels)
         before = _before(store, images_series(category, image_size), channels)
-        stay = before.facts if before is not None and before.known.stays() else {}
+        base = before.known if before is not None and before.known.stays() else None
+        stay = {} if before is None or base is None else before.facts
         written = [sample for sample in samples if sample.id not in stay]
         blocks = _blocks(pool, partial(_look, root, folders, shape, before), written)
         new = iter(_write(store, f"{draft.folder}/images", (len(written), *shape), blocks, category.name))
@@ -127,10 +128,10 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
     logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
     remember(store, images_series(category, image_size), draft.key)
     ids = [sample.id for sample in written]
-    if before is not None and before.known.stays():
-        return {**before.known.followed_by(draft.folder, ids), "channels": channels, "copied": before.known.images}
-    copied = 0 if before is None else sum(name in before.facts for name in ids)
-    return {"ids": ids, "channels": channels, "copied": copied}
+    if base is not None:
+        return {**base.followed_by(draft.folder, ids), "channels": channels, "reused": base.images}
+    reused = 0 if before is None else sum(name in before.facts for name in ids)
+    return {"ids": ids, "channels": channels, "reused": reused}
 
 
 def _write(

@@ -36,9 +36,9 @@ class Night:
     features: Artifact
 
     @property
-    def copied(self) -> tuple[int, int]:
+    def reused(self) -> tuple[int, int]:
         """Rows that were not decoded, and not extracted, again."""
-        return self.images.meta["copied"], self.features.meta["copied"]
+        return self.images.meta["reused"], self.features.meta["reused"]
 
     @property
     def written(self) -> tuple[int, int]:
@@ -98,11 +98,11 @@ def arrive(data: Path) -> None:
 
 def test_what_is_new_is_computed_and_the_rest_stays_where_it_is(data: Path, tmp_path: Path) -> None:
     first = night(tmp_path / "store", data)
-    assert first.copied == (0, 0)
+    assert first.reused == (0, 0)
     arrive(data)
     second, fresh = night(tmp_path / "store", data), night(tmp_path / "fresh", data)
     n = len(first.images.meta["ids"])
-    assert second.copied == (n, n)
+    assert second.reused == (n, n)
     assert second.written == (NEW, NEW)
     assert len(second.images.meta["ids"]) == n + NEW
     assert second.equals(fresh)
@@ -120,7 +120,7 @@ def test_after_many_nights_all_is_in_one_piece_again(
         written.append(last.written)
     n = len(last.facts())
     assert written == [(1, 1), (1, 1), (n, n)]
-    assert last.copied == (n - 1, n - 1)
+    assert last.reused == (n - 1, n - 1)
     assert last.equals(night(tmp_path / "fresh", data))
 
 
@@ -148,7 +148,7 @@ def test_a_mask_that_changed_is_seen_though_the_image_is_copied(data: Path, tmp_
     mask = min((data / "brick" / "ground_truth" / "scratch").iterdir())
     mask.write_bytes(b"no picture")
     second = night(tmp_path / "store", data)
-    assert second.copied[0] == len(second.images.meta["ids"])
+    assert second.reused[0] == len(second.images.meta["ids"])
     assert (second.facts()["mask_state"] == "unreadable").sum() == 1
     assert second.equals(night(tmp_path / "fresh", data))
 
@@ -159,5 +159,5 @@ def test_what_is_gone_is_computed_again(data: Path, tmp_path: Path, gone: str) -
     arrive(data)
     first.store.delete(getattr(first, gone).folder)
     second = night(tmp_path / "store", data)
-    assert second.copied[["images", "features"].index(gone)] == 0
+    assert second.reused[["images", "features"].index(gone)] == 0
     assert second.equals(night(tmp_path / "fresh", data))

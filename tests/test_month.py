@@ -206,7 +206,7 @@ def test_each_image_was_decoded_and_extracted_once_in_the_month(month: Month, ou
     for key in store.list(output):
         if key.endswith(f"{key.split('/')[3]}/manifest.json"):
             meta = store.read_json(key)["meta"]
-            computed += len(meta["ids"]) - meta["copied"]
+            computed += len(meta["ids"]) - meta["reused"]
             seen |= set(meta["ids"])
     assert computed == len(seen)
 

@@ -62,10 +62,10 @@ def test_new_images_make_a_version_that_is_proven_and_promoted(plant: Plant) -> 
     }  # fmt: skip
     assert "on the labelled test set, difference" in decision.why
     assert plant.aliases == {"champion": 2, "previous": 1}
-    copied = [meta for key in plant.store.list("features") if key.endswith("manifest.json")
-              if (meta := plant.store.read_json(key)["meta"])["copied"]]  # fmt: skip
-    assert len(copied) == 1
-    assert copied[0]["copied"] == len(copied[0]["ids"]) - 3
+    reused = [meta for key in plant.store.list("features") if key.endswith("manifest.json")
+              if (meta := plant.store.read_json(key)["meta"])["reused"]]  # fmt: skip
+    assert len(reused) == 1
+    assert reused[0]["reused"] == len(reused[0]["ids"]) - 3
 
 
 def test_what_a_person_has_taken_back_stays_back(plant: Plant) -> None:

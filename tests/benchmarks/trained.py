@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--mixed-precision", action="store_true")
     parser.add_argument("--losses", action="store_true", help="print the losses of each epoch")
     given = parser.parse_intermixed_args()
-    params = {name: _value(text) for name, _, text in (item.partition("=") for item in given.params)}
+    params = {name: value_of(text) for name, _, text in (item.partition("=") for item in given.params)}
     dataset, _, root = given.data.partition("=")
     runtime = Runtime(seed=given.seed, device=given.device, mixed_precision=given.mixed_precision)
     category = Category.of(dataset, root)
@@ -147,7 +147,7 @@ def _class(name: str) -> type[Detector]:
     return found
 
 
-def _value(text: str) -> object:
+def value_of(text: str) -> object:
     value = json.loads(text)
     return tuple(value) if isinstance(value, list) else value
 

@@ -18,7 +18,7 @@ import torch
 from features import Category, add
 from torch import Tensor
 from torch.nn import functional as F
-from trained import Stored, _value
+from trained import Stored, value_of
 
 from al_models import Runtime
 from al_models.embedding.vt_adl import Density, VisionTransformer, VtAdl, mixture_nll
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("params", nargs="*", metavar="NAME=VALUE")
     given = parser.parse_args()
     dataset, _, root = given.data.partition("=")
-    params = {name: _value(text) for name, _, text in (item.partition("=") for item in given.params)}
+    params = {name: value_of(text) for name, _, text in (item.partition("=") for item in given.params)}
     detector, category = VtAdl(**{**DEFAULTS, **params}), Category.of(dataset, root)
     names = [sample.id for sample in category.samples]
     learned, _ = fit_and_calibration([replace(s, mask=None) for s in category.samples], 0)
