@@ -56,7 +56,7 @@ class RunRecord:
     """Keys of the stored outputs, by step, for reading maps and pictures."""
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
-    """Processor, cores and GPU that the model was fitted on."""
+    """Processor, its instruction set, cores and GPU that the model was fitted on: others round otherwise."""
     finished: str = ""
     """UTC time, ISO 8601."""
 

@@ -55,9 +55,13 @@ def runtime_of(cell: Cell, checkpoints: Checkpoints | None = None) -> Runtime:
 
 @cache
 def hardware_of(asked: str) -> str:
-    """Processor and cores of this machine, and the GPU where the device asked for is one."""
+    """Processor, instruction set and cores of this machine, and the GPU where the device asked for is one.
+
+    Results are equal to the bit on one instruction set, and equal up to rounding on others.
+    """
     names = {line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")}
-    text = f"{min(names, default=platform.machine())}, {os.cpu_count()} cores"
+    kind = torch.backends.cpu.get_cpu_capability()
+    text = f"{min(names, default=platform.machine())} ({kind}), {os.cpu_count()} cores"
     device = device_of(asked)
     return f"{text}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else text
 

@@ -47,6 +47,7 @@ def test_the_gpu_is_named_only_where_it_computes(monkeypatch: pytest.MonkeyPatch
     hardware_of = compute.hardware_of.__wrapped__
     assert hardware_of("auto") == f"{hardware_of('cpu')}, a GPU (cuda)"
     assert hardware_of("cuda:1").endswith("cores, a GPU (cuda:1)")
+    assert f"({torch.backends.cpu.get_cpu_capability()})" in hardware_of("cpu")
 
 
 @pytest.mark.parametrize(("most", "warned"), [(0, False), (60, True)])
