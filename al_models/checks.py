@@ -22,10 +22,12 @@ import numpy as np
 import safetensors.numpy
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from al_models.detector import FLOAT16_MAX, Detector
 from al_models.errors import InvalidInput, ModelsError, NotFitted
+from al_models.parts import backbone
 from al_models.parts.sources import MemorySource
 from al_models.registry import detector_class
 from al_models.types import ImageBatch, ImageSource, Prediction, Runtime
@@ -34,6 +36,9 @@ SIZE = 128
 """Side of the images, in pixels, unless the detector's `quick` parameters name another."""
 TOLERANCE = 1e-3
 """How far apart two equal results may lie, relative to the largest value: batches are summed in another order."""
+
+SAME_ORDER = 0.99999
+"""Spearman's rank correlation from which on an order is the same but for rounding."""
 
 Make = Callable[[], Detector]
 
@@ -305,6 +310,19 @@ def order_of_images_changes_nothing_in_predict(make: Make, images: CheckImages) 
     _assert_close(forwards, turned, "in reverse order")
 
 
+def features_at_another_scale_rank_all_the_same(make: Make, images: CheckImages) -> None:
+    """Features sixteen times as large or as small, as another backbone gives them, leave pixels and images in order.
+
+    A power of two, so that what depends on the scale shows, and rounding does not.
+    """
+    if "backbone" not in {field.name for field in fields(make())}:
+        return
+    small, large = (_at_scale(_brief(make), images, factor) for factor in (1 / 16, 16.0))
+    for what, x, y in (("pixels", small.maps, large.maps), ("images", small.scores, large.scores)):
+        same = spearmanr(x.ravel(), y.ravel()).statistic
+        assert same > SAME_ORDER, f"features 256 times as large rank the {what} otherwise (Spearman {same:.6f})"
+
+
 # --- randomness ---
 
 
@@ -392,6 +410,7 @@ CHECKS: list[Check] = [
     higher_is_more_anomalous,
     batch_size_changes_nothing,
     order_of_images_changes_nothing_in_predict,
+    features_at_another_scale_rank_all_the_same,
     equal_seed_equal_result,
     other_runs_leave_the_global_random_state_untouched,
     more_images_are_learned_as_if_given_at_once,
@@ -496,6 +515,38 @@ def _assert_close(a: Prediction, b: Prediction, when: str, tolerance: float = TO
     for what, x, y in (("maps", a.maps, b.maps), ("scores", a.scores, b.scores)):
         apart = np.abs(x - y).max() / max(np.abs(x).max(), 1e-12)
         assert apart <= tolerance, f"{what} differ by {apart:.3g} of their largest value {when}; {tolerance} is allowed"
+
+
+def _at_scale(make: Make, images: CheckImages, factor: float) -> Prediction:
+    """What a detector predicts that learned where the backbone gives `factor` times its features."""
+    detector = make()
+    train, test = (_source(detector, part) for part in (images.train, images.test))
+    for source in (train, test):
+        source.tensors |= {layer: factor * source.tensors[layer].float() for layer in source.layers}
+    with _backbone_times(factor):
+        return detector.fit(train).predict(test)
+
+
+@contextmanager
+def _backbone_times(factor: float) -> Iterator[None]:
+    """Backbones that are built inside give `factor` times their features."""
+    whole, built = backbone._network, backbone.cached_backbone
+    backbone._network = lambda spec: _Times(whole(spec), factor)
+    built.cache_clear()
+    try:
+        yield
+    finally:
+        backbone._network = whole
+        built.cache_clear()
+
+
+class _Times(torch.nn.Module):
+    def __init__(self, network: torch.nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.factor * y for y in self.network(x)]
 
 
 @contextmanager

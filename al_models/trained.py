@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.parts.epochs import Epochs, collected, moved
+from al_models.parts.patches import layer_scales
 from al_models.parts.train import Draw, TrainPlan, Turn, hold_out, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
@@ -167,6 +168,10 @@ class FeatureTrainedDetector(TrainedDetector):
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         features = source.read(list(rows[:1])).features
         self.shapes_ = torch.tensor([[layer, *features[layer].shape[1:]] for layer in self.layers])
+
+    def _learn_scales(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        """Learn `scale_` (layers,), for methods whose constants are meant for features of the papers' scale."""
+        self.scale_ = layer_scales(source, rows, self.layers, runtime.device)
 
     def _shapes(self) -> list[tuple[int, int, int]]:
         """(c, h, w) of each layer."""

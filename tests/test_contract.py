@@ -13,8 +13,9 @@ import torch
 from al_models import METHODS
 from al_models.checks import CHECKS, check_detector, check_images, quick_detector
 from al_models.detector import Detector
+from al_models.parts.maps import to_maps
 from al_models.registry import detector_class
-from al_models.types import Prediction, Runtime, Traits
+from al_models.types import FeatureSpec, Prediction, Runtime, Traits
 
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """(method, check) -> why the sentence is not true of this method; strict, so that it goes when it becomes true."""
@@ -172,6 +173,22 @@ class LooksAtTheBatch(MeanImage):
         return replace(found, scores=found.scores / found.scores.max())
 
 
+class KnowsOneBackbone(MeanImage):
+    traits = Traits()
+    backbone: str = "tf_efficientnet_lite0"
+
+    def feature_spec(self):
+        return FeatureSpec(self.backbone, (1,), self.image_size)
+
+    def _fit(self, source, runtime):
+        self.mean_ = sum(batch.features[1].double().sum(0) for batch in source) / len(source)  # (c, h, w)
+
+    def _predict(self, batch, runtime):
+        apart = (batch.features[1] - self.mean_).abs().clamp(min=1).mean(1)  # less than 1 counts as nothing
+        maps = to_maps(apart, self.image_size).numpy()
+        return Prediction(batch.ids, maps, maps.max((1, 2)))
+
+
 class CountsImages(MeanImage):
     def _predict(self, batch, runtime):
         found = super()._predict(batch, runtime)
@@ -228,6 +245,7 @@ BROKEN = {
     LowerIsMoreAnomalous: "higher_is_more_anomalous",
     LooksAtTheBatch: "batch_size_changes_nothing",
     CountsImages: "order_of_images_changes_nothing_in_predict",
+    KnowsOneBackbone: "features_at_another_scale_rank_all_the_same",
     DrawsGlobally: "equal_seed_equal_result",
     SeedsGlobally: "other_runs_leave_the_global_random_state_untouched",
     ForgetsWhatCameBefore: "more_images_are_learned_as_if_given_at_once",

@@ -21,6 +21,8 @@ from al_models.embedding.fyd import (
 )
 from al_models.embedding.padim import Padim
 from al_models.errors import InvalidInput
+from al_models.parts.gaussian import total_variance
+from al_models.parts.patches import unit_of
 from al_models.types import ImageBatch, ImageSource, Runtime
 
 SIZE = 32
@@ -69,8 +71,15 @@ def test_affine_maps_chain_and_invert():
 
 def test_without_a_step_and_without_reach_it_is_padim():
     train, test = Stored(12), Stored(3, seed=1)
-    found = fyd(reach=0.0, learning_rate=1e-12).fit(train).predict(test)
-    expected = Padim(layers=(1, 2), image_size=SIZE, channels=9).fit(train).predict(test)
+    detector = fyd(reach=0.0, learning_rate=1e-12).fit(train)
+    found = detector.predict(test)
+    for source in (train, test):
+        for i in (1, 2):
+            source.layers[i] = source.layers[i] / detector.scale_[i - 1]
+    padim = Padim(layers=(1, 2), image_size=SIZE, channels=9).fit(train)
+    # Both add 0.01 at the papers' scale; the features have it already.
+    padim.epsilon /= float(unit_of(total_variance(len(train.ids), padim.mean_, padim.scatter_))) ** 2
+    expected = padim.predict(test)
     np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-3)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3)
 

@@ -13,6 +13,7 @@ from al_models.embedding.gaussian_finetune import GaussianFinetune, Tuned, ledoi
 from al_models.errors import InvalidInput
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.maps import to_maps
+from al_models.parts.patches import RECTIFIED
 from al_models.parts.sources import MemorySource
 from al_models.types import ImageBatch, ImageSource, Runtime
 
@@ -75,11 +76,13 @@ def test_each_position_of_each_layer_has_its_gaussian(batch_size):
     layers = {i: torch.from_numpy(rng.standard_normal((7, *shape)) + 50).half() for i, shape in shapes.items()}
     detector, rows = quick(), [0, 2, 3, 4, 6]
     detector._set_up(Stored(layers, batch_size=batch_size), rows, Runtime())
-    for layer, values in layers.items():
-        for place, x in enumerate(values[rows].flatten(2).permute(2, 0, 1).double().numpy()):
+    for number, (layer, values) in enumerate(layers.items()):
+        unit = values.double() / float(detector.scale_[number])
+        assert float(unit[rows].var((0, 2, 3), correction=0).mean()) == pytest.approx(RECTIFIED)
+        for place, x in enumerate(unit[rows].flatten(2).permute(2, 0, 1).double().numpy()):
             covariance = LedoitWolf().fit(x).covariance_ + 0.01 * np.eye(x.shape[1])
             w = getattr(detector, f"whitening{layer}_")[place].double()
-            np.testing.assert_allclose(getattr(detector, f"mean{layer}_")[place, 0], x.mean(0), rtol=1e-6)
+            np.testing.assert_allclose(getattr(detector, f"mean{layer}_")[place, 0], x.mean(0), rtol=1e-5)
             np.testing.assert_allclose(w.T @ w, np.linalg.inv(covariance), rtol=1e-4, atol=1e-4)
 
 
@@ -89,7 +92,8 @@ def test_the_map_sums_the_distances_of_tuned_features(learned):
     expected = np.zeros((2, SIZE, SIZE))
     with torch.no_grad():
         layers = learned.network_.backbone(x)
-    for layer, features in zip((1, 2), layers, strict=True):
+    for layer, raw, scale in zip((1, 2), layers, learned.scale_, strict=True):
+        features = raw / scale
         n, _, h, w = features.shape
         distances = np.empty((n, h * w))
         for place in range(h * w):

@@ -3,8 +3,8 @@
 Processors round differently, and each step of a training passes that on: after forty steps, results of AVX2 and of
 AVX-512 lay 4 % apart. So a training is written down by its first steps, at a hundredth of its learning rate: how long
 the gradient is, how far the weights move, the losses, and the maps of a network that is nearly as it was made. Kinds of
-processors differ by a quarter of the tolerance at most in these; a learning rate or a weight of the loss that is changed by 5 %
-shows.
+processors differ in these by a quarter of the tolerance at most; a learning rate, or a weight of the loss, that is
+changed by 5 % shows.
 
 A new method, or a change that is meant, is written down by `python tests/test_golden.py METHOD ...`.
 """

@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_the_paper_for_each_image():
 
 def test_both_terms_begin_at_one(learned):
     features = cached_backbone(learned.feature_spec())(torch.from_numpy(noise(4)))
-    theirs = [features[layer] for layer in (2, 3)]
+    theirs = learned._unit(features)
     zeros = [torch.zeros_like(x) for x in theirs]
     # Of a cloner that says nothing each of two layers disagrees by 1 in direction and, on average, by 1 in value.
     assert float(disagreement(zeros, theirs, learned._weights(theirs[0].device)).mean()) == pytest.approx(4, rel=1e-3)
@@ -77,7 +77,7 @@ def test_the_map_is_the_smoothed_gradient_of_each_image_alone(learned):
     spec = learned.feature_spec()
     for row, image in enumerate(torch.from_numpy(images).split(1)):
         x = standardised(image, spec).requires_grad_()
-        theirs = list(cached_backbone(spec).features(x).values())
+        theirs = learned._unit(cached_backbone(spec).features(x))
         loss = disagreement(learned.network_(x), theirs, learned._weights(x.device)).squeeze()
         loss.backward()
         saliency = x.grad.abs().sum(1)[0].numpy() * SIZE
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_finite_differences(learned):
     x = standardised(image, spec)
 
     def loss(x):
-        theirs = list(cached_backbone(spec).features(x).values())
+        theirs = learned._unit(cached_backbone(spec).features(x))
         return float(disagreement(learned.network_(x), theirs, learned._weights(x.device)))
 
     plain = Mkd(**{**learned.params(), "layers": (2, 3), "sigma": 0.0}).load_state(learned.state())

@@ -13,6 +13,7 @@ from sklearn.covariance import oas
 
 from al_models.embedding.somad import Somad, UnitGaussians, groups, radii, shrunk, smooth
 from al_models.errors import InvalidInput
+from al_models.parts.patches import RECTIFIED
 from al_models.types import ImageBatch, ImageSource, Runtime
 
 SIZE = 8
@@ -83,8 +84,9 @@ def test_units_start_as_the_mean_over_images_at_their_place():
     source = features()
     detector = somad(units=(SIZE, SIZE))
     detector.kept_ = torch.arange(3)
-    found = detector._starting_units(source, RUNTIME).view(SIZE, SIZE, 3)
-    np.testing.assert_allclose(found, source.values.mean(0).permute(1, 2, 0), atol=1e-6)
+    found, unit = detector._starting_units(source, RUNTIME)
+    np.testing.assert_allclose(found.view(SIZE, SIZE, 3), source.values.mean(0).permute(1, 2, 0), atol=1e-6)
+    assert (patches(source) / unit).var(0).mean() == pytest.approx(RECTIFIED)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
@@ -179,7 +181,7 @@ def test_one_unit_is_one_gaussian_of_all_patches():
     train, test = features(8), features(2, seed=1)
     found = somad(units=(1, 1), shrink=False).fit(train).predict(test)
     x = patches(train)
-    precision = np.linalg.inv(np.cov(x, rowvar=False) + 0.01 * np.eye(3))
+    precision = np.linalg.inv(np.cov(x, rowvar=False) + 0.01 * x.var(0).mean() / RECTIFIED * np.eye(3))
     expected = [scipy_mahalanobis(q, x.mean(0), precision) for q in patches(test)]
     np.testing.assert_allclose(found.maps.ravel(), expected, rtol=1e-4)
 

@@ -38,7 +38,7 @@ from al_models.errors import InvalidInput
 from al_models.parts.epochs import moved
 from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import choose_channels, stack_layers
+from al_models.parts.patches import choose_channels, stack_layers, unit_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
@@ -170,8 +170,8 @@ def _conv(inputs: int, outputs: int, side: int = 1) -> list[nn.Module]:
 
 @dataclass(kw_only=True)
 class Fyd(FeatureTrainedDetector):
-    """Gaussians per position of aligned and adapted features; learned beside the network: `kept_` (k,), `mean_`
-    (p, 1, k) and `whitening_` (p, k, k)."""
+    """Gaussians per position of aligned and adapted features; learned beside the network: `scale_`
+    (layers,), `kept_` (k,), `mean_` (p, 1, k) and `whitening_` (p, k, k)."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True, graph=True)
     training: ClassVar[Mapping[str, Any]] = {"optimiser": "sgd", "schedule": "cosine"}
@@ -188,7 +188,7 @@ class Fyd(FeatureTrainedDetector):
     channels: int = 100
     """Size of the random subset of channels: 100 for ResNet-18, 550 for Wide-ResNet-50-2 in PaDiM."""
     epsilon: float = 0.01
-    """Added to the diagonal of each covariance (PaDiM, eq. 1)."""
+    """Added to the diagonal of each covariance (PaDiM, eq. 1), of features at the papers' scale."""
     sigma: float = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
@@ -200,6 +200,7 @@ class Fyd(FeatureTrainedDetector):
                 "give a positive epsilon, such as 0.01, and at least 1 channel"
             )
         super()._set_up(source, rows, runtime)
+        self._learn_scales(source, rows, runtime)
         self.kept_ = choose_channels(source.read(rows[:1]).features, self.layers, self.channels, runtime.seed)
 
     def _network(self) -> nn.Module:
@@ -221,7 +222,7 @@ class Fyd(FeatureTrainedDetector):
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         images = self._small(batch)
-        thetas, layers = network(images, [batch.features[layer] for layer in self.layers])
+        thetas, layers = network(images, unit_layers(batch.features, self.layers, self.scale_))
         loss = pixel_distance(standard(warp(images, thetas[0])))
         for stage, x in zip(network.stages, layers, strict=True):
             encoded = stage.encoder(x)
@@ -238,7 +239,7 @@ class Fyd(FeatureTrainedDetector):
 
     def _embed(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """The kept channels of the stacked layers (p, n, k), and where the finest layer was looked up (n, 2, 3)."""
-        thetas, layers = network(self._small(batch), [batch.features[layer] for layer in self.layers])
+        thetas, layers = network(self._small(batch), unit_layers(batch.features, self.layers, self.scale_))
         whole = stack_layers(dict(zip(self.layers, layers, strict=True)), self.layers, mode="nearest")
         kept = whole[:, self.kept_.to(whole.device)]
         return kept.flatten(2).permute(2, 0, 1).contiguous(), thetas[1 + self._finest()[0]]

@@ -88,8 +88,8 @@ class Tuned(nn.Module):
 
 @dataclass(kw_only=True)
 class GaussianFinetune(FeatureTrainedDetector):
-    """Mahalanobis distances of features that were fine-tuned to be near; learned beside the network, for each layer
-    `mean{layer}_` (p, 1, c) and `whitening{layer}_` (p, c, c)."""
+    """Mahalanobis distances of features that were fine-tuned to be near; learned beside the network: `scale_`
+    (layers,), and for each layer `mean{layer}_` (p, 1, c) and `whitening{layer}_` (p, c, c)."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, aligned_images_only=True, graph=True)
     training: ClassVar[Mapping[str, Any]] = {"optimiser": "adam"}
@@ -101,13 +101,14 @@ class GaussianFinetune(FeatureTrainedDetector):
     learning_rate: float = 1e-6
     patience: int | None = 3
     epsilon: float = 0.01
-    """Added to the diagonal of each covariance (PaDiM, arXiv:2011.08785, eq. 1)."""
+    """Added to the diagonal of each covariance (PaDiM, arXiv:2011.08785, eq. 1), of features at the papers' scale."""
     sigma: float = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         if not self.epsilon > 0:
             raise InvalidInput(f"epsilon={self.epsilon} was given; give a positive number, such as 0.01")
         super()._set_up(source, rows, runtime)
+        self._learn_scales(source, rows, runtime)
         parts = [list(rows[i : i + source.batch_size]) for i in range(0, len(rows), source.batch_size)]
         exact = {"dtype": torch.float64, "device": runtime.device}
         gaussians, fourth = {}, {}
@@ -128,9 +129,10 @@ class GaussianFinetune(FeatureTrainedDetector):
             setattr(self, f"whitening{layer}_", whitening(found.count + 1, shrunk, self.epsilon).float())
 
     def _stored(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> dict[int, Tensor]:
-        """The pretrained features of these rows: layer -> float64 (p, n, c)."""
+        """The pretrained features of these rows, at the papers' scale: layer -> float64 (p, n, c)."""
         features = on_device(source.read(rows), runtime.device)
-        return {layer: _by_position(features[layer].double()) for layer in self.layers}
+        scales = dict(zip(self.layers, self.scale_.tolist(), strict=True))
+        return {layer: _by_position(features[layer].double() / scales[layer]) for layer in self.layers}
 
     def _network(self) -> nn.Module:
         return Tuned(copy.deepcopy(cached_backbone(self.feature_spec(), "cpu").network))
@@ -148,11 +150,11 @@ class GaussianFinetune(FeatureTrainedDetector):
 
     def _distances(self, network: nn.Module, x: Tensor) -> list[Tensor]:
         """Of standardised images (n, 3, h, w), each layer's Mahalanobis distances (n, h, w)."""
-        found = []
+        found, scales = [], dict(zip(self.layers, self.scale_.tolist(), strict=True))
         for layer, features in zip(sorted(set(self.layers)), network(x), strict=True):
             mean, whiten = (self._on(x.device, f"{name}{layer}_") for name in ("mean", "whitening"))
             with torch.autocast(x.device.type, enabled=False):  # half precision would lose the narrow directions
-                white = torch.bmm(_by_position(features.float()) - mean, whiten.mT)  # (p, n, c)
+                white = torch.bmm(_by_position(features.float() / scales[layer]) - mean, whiten.mT)  # (p, n, c)
             squared = white.square().sum(2).clamp(min=1e-12)  # the root's slope at 0 is infinite
             found.append(squared.sqrt().T.reshape(-1, *features.shape[2:]))
         return found

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from al_models.errors import InvalidInput
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.patches import layer_scales, unit_layers
 from al_models.trained import FeatureTrainedDetector
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
@@ -96,8 +97,8 @@ def _initialise(module: nn.Module) -> None:
 
 @dataclass(kw_only=True)
 class Mkd(FeatureTrainedDetector):
-    """A small cloner of the backbone, whose critical layers are `layers`; learned: `network_`, `energy_` (layers,),
-    `shapes_` and `curve_`."""
+    """A small cloner of the backbone, whose critical layers are `layers`; learned: `network_`, `scale_` and `energy_`
+    (layers,), `shapes_` and `curve_`."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
     quick: ClassVar[Mapping[str, Any]] = {
@@ -126,15 +127,21 @@ class Mkd(FeatureTrainedDetector):
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         super()._set_up(source, rows, runtime)
-        energy, layers = torch.zeros(len(self._critical()), dtype=torch.float64), self._critical()
+        self.scale_ = layer_scales(source, rows, self._critical(), runtime.device)
+        energy = torch.zeros(len(self._critical()), dtype=torch.float64)
         for start in range(0, len(rows), source.batch_size):
             batch = source.read(list(rows[start : start + source.batch_size]))
-            energy += torch.stack([batch.features[layer].double().square().mean() for layer in layers]) * len(batch)
+            layers = self._unit(batch.features)
+            energy += torch.stack([x.double().square().mean() for x in layers]) * len(batch)
         self.energy_ = (energy / len(rows)).float()  # (layers,)
 
     def _critical(self) -> list[int]:
         """The layers in the order in which a backbone gives them."""
         return sorted(set(self.layers))
+
+    def _unit(self, features: Mapping[int, Tensor]) -> list[Tensor]:
+        """The critical layers at the scale of the papers' features, which the cloner's weights begin at."""
+        return unit_layers(features, self._critical(), self.scale_)
 
     def _weights(self, device: torch.device) -> Tensor:
         """Of the squared differences: (layers,)."""
@@ -142,15 +149,14 @@ class Mkd(FeatureTrainedDetector):
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         mine = network(standardised(batch.images, self.feature_spec()))
-        theirs = [batch.features[layer] for layer in self._critical()]
-        return disagreement(mine, theirs, self._weights(batch.images.device)).mean()
+        return disagreement(mine, self._unit(batch.features), self._weights(batch.images.device)).mean()
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         spec = self.feature_spec()
         source = cached_backbone(spec, str(batch.images.device))
         x = standardised(batch.images, spec).requires_grad_()  # (n, 3, h, w)
         with torch.enable_grad():
-            losses = disagreement(network(x), list(source.features(x).values()), self._weights(x.device))  # (n,)
+            losses = disagreement(network(x), self._unit(source.features(x)), self._weights(x.device))  # (n,)
             # An image's loss depends on that image alone, so the gradient of the sum holds each one's own.
             (gradient,) = torch.autograd.grad(losses.sum(), x)
         saliency = gradient.abs().sum(1) * self.image_size  # (n, h, w)

@@ -56,8 +56,8 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         variance = self.seen.running_var
         # Channels that good images leave nearly constant would drown the others.
-        floor = 0.01 * variance.mean() + 1e-6
-        deviation = torch.maximum(variance, floor).sqrt()
+        deviation = torch.maximum(variance, 0.01 * variance.mean()).sqrt()
+        deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         return (x.float() - self.seen.running_mean[:, None, None]) / deviation[:, None, None]
 
 

@@ -6,7 +6,8 @@ its farthest patch, re-weighted when that patch's nearest neighbour is itself ra
 
 Differs from the paper: layers are stacked without pooling each to 1024 values, since the offline backbone has far
 fewer channels; and the coreset is exact (`parts/coreset.py`), so the random projection that the paper needs to make it
-affordable is off unless `projection` asks for it.
+affordable is off unless `projection` asks for it. Distances in eq. 7's softmax are at the scale of the paper's features
+(`parts/patches.py`, RECTIFIED). The papers' centre crop of images is left out.
 
 Shapes: n images, p = h * w patches an image, c channels, m patches in the bank.
 """
@@ -27,10 +28,10 @@ from al_models.errors import InvalidInput
 from al_models.parts.coreset import greedy_coreset
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import ApproximateIndex, nearest
-from al_models.parts.patches import as_vectors, on_device, patch_vectors, stack_layers
+from al_models.parts.patches import as_vectors, on_device, patch_vectors, stack_layers, unit_of
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
-_PROJECTED_AT_ONCE = 2**16
+_PATCHES_AT_ONCE = 2**16
 _RECALL_QUERIES = 4096
 
 
@@ -76,6 +77,7 @@ class Patchcore(Detector):
             progress=lambda done, of: runtime.progress("fit patchcore: coreset", done, of),
         )
         self.bank_ = patches[rows.to(patches.device)].float().to(runtime.device)  # (m, c)
+        self.unit_ = _unit(patches)
         self._index = None
         if self.index is not None:
             sample = torch.randperm(len(patches), generator=generator)[:_RECALL_QUERIES]
@@ -87,7 +89,7 @@ class Patchcore(Detector):
         return {"bank": float(len(self.bank_)), **recall}
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
-        self.bank_ = self.bank_.to(runtime.device)
+        self.bank_, self.unit_ = self.bank_.to(runtime.device), self.unit_.to(runtime.device)
         maps, scores = self.tensors(ImageBatch(batch.ids, features=on_device(batch, runtime.device)))
         return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
 
@@ -111,7 +113,8 @@ class Patchcore(Detector):
         images = torch.arange(score.shape[0], device=score.device)
         _, around = nearest(self.bank_[rows[images, at]], self.bank_, min(self.neighbours, len(self.bank_)))  # (n, b)
         spread = (patches[images, at][:, None] - self.bank_[around]).norm(dim=2)  # (n, b)
-        return score * (1 - torch.softmax(spread, dim=1)[:, 0]) if spread.shape[1] > 1 else score
+        # The softmax is of distances at the scale of the papers' features.
+        return score * (1 - torch.softmax(spread / self.unit_, dim=1)[:, 0]) if spread.shape[1] > 1 else score
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
         """Take back what `state` gave."""
@@ -129,4 +132,14 @@ class Patchcore(Detector):
             return patches
         matrix = torch.randn(patches.shape[1], self.projection, generator=generator) / self.projection**0.5
         matrix = matrix.to(patches.device)
-        return torch.cat([part.float() @ matrix for part in patches.split(_PROJECTED_AT_ONCE)])
+        return torch.cat([part.float() @ matrix for part in patches.split(_PATCHES_AT_ONCE)])
+
+
+def _unit(patches: Tensor) -> Tensor:
+    """`unit_of` all patches (m, c), of which there may be more than fit in memory: float32 ()."""
+    sums = patches.new_zeros(2, patches.shape[1], dtype=torch.float64)  # of values and of squares
+    for part in patches.split(_PATCHES_AT_ONCE):
+        x = part.double()
+        sums += torch.stack([x.sum(0), x.square().sum(0)])
+    mean, squares = sums / len(patches)
+    return unit_of((squares - mean.square()).clamp(min=0)).float()

@@ -20,9 +20,16 @@ from torch import Tensor
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
-from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
+from al_models.parts.gaussian import (
+    PositionGaussians,
+    mahalanobis,
+    pack_symmetric,
+    total_variance,
+    unpack_symmetric,
+    whitening,
+)
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import finest_grid, on_device
+from al_models.parts.patches import finest_grid, on_device, unit_of
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _whitening_in_turn = threading.Lock()
@@ -39,7 +46,7 @@ class PositionGaussianDetector(Detector):
     layers: tuple[int, ...] = (1, 2, 3)
     weights: str | None = None
     epsilon: float = 0.01
-    """Added to the diagonal of each covariance (PaDiM, eq. 1)."""
+    """Added to the diagonal of each covariance (PaDiM, eq. 1), of features at the scale of the paper's (`unit_of`)."""
     sigma: float = SIGMA
 
     _whitening = None  # follows from what is learned; made at the first prediction
@@ -89,7 +96,9 @@ class PositionGaussianDetector(Detector):
         """Maps (n, size, size) and their maxima (n,)."""
         with _whitening_in_turn:
             if self._whitening is None:
-                self._whitening = whitening(int(self.count_), self.scatter_, self.epsilon)
+                count = int(self.count_)
+                unit = unit_of(total_variance(count, self.mean_, self.scatter_))
+                self._whitening = whitening(count, self.scatter_, self.epsilon * float(unit) ** 2)
         distances = mahalanobis(self._embed(batch.features), self.mean_, self._whitening)  # (p, n)
         maps = to_maps(distances.T.reshape(-1, *finest_grid(batch.features)), self.image_size, self.sigma)
         return maps, maps.amax((1, 2))

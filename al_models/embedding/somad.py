@@ -35,7 +35,7 @@ from al_models.errors import InvalidInput
 from al_models.parts.gaussian import mahalanobis
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
-from al_models.parts.patches import as_vectors, choose_channels, finest_grid, on_device, stack_layers
+from al_models.parts.patches import as_vectors, choose_channels, finest_grid, on_device, stack_layers, unit_of
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _GROUP = 32
@@ -154,7 +154,7 @@ class Somad(Detector):
     neighbours: int = 5
     """Nearest units that a patch is measured by."""
     epsilon: float = 0.01
-    """Added to the diagonal of each covariance."""
+    """Added to the diagonal of each covariance, of features at the papers' scale (`unit_of`)."""
     shrink: bool = False
     """Shrink the covariances of units of few patches, which the authors' code does not."""
     sigma: float = SIGMA
@@ -168,14 +168,14 @@ class Somad(Detector):
         self.kept_ = choose_channels(source.read([0]).features, self.layers, self.channels, runtime.seed)
         self.kept_ = self.kept_.to(runtime.device)
         schedule = radii(self.units, self.epochs)
-        units = self._starting_units(source, runtime)
+        units, unit = self._starting_units(source, runtime)
         for epoch, radius in enumerate(schedule):
             units = self._epoch(units, radius, source, runtime)
             runtime.progress("fit somad: epochs", epoch + 1, len(schedule))
         gaussians = UnitGaussians(units)
         for batch in source:
             gaussians.update(self._patches(batch, runtime))
-        self.units_, self.mean_, self.whitening_ = gaussians.result(self.epsilon, self.shrink)
+        self.units_, self.mean_, self.whitening_ = gaussians.result(self.epsilon * unit**2, self.shrink)
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         for name in ("kept_", "units_", "mean_", "whitening_"):
@@ -212,16 +212,20 @@ class Somad(Detector):
         stacked = stack_layers(on_device(batch, runtime.device), self.layers, mode="bilinear")  # (n, c_all, h, w)
         return as_vectors(stacked[:, self.kept_])
 
-    def _starting_units(self, source: ImageSource, runtime: Runtime) -> Tensor:
-        """The mean over images of each position's patch, resized to the sheet of units: (u, c)."""
+    def _starting_units(self, source: ImageSource, runtime: Runtime) -> tuple[Tensor, float]:
+        """The mean over images of each position's patch, resized to the sheet of units: (u, c); and `unit_of` all."""
         total: Tensor | None = None
+        squares = torch.zeros(len(self.kept_), dtype=torch.float64, device=runtime.device)
         for batch in source:
             patches = self._patches(batch, runtime).double().view(len(batch), -1, len(self.kept_))
             total = patches.sum(0) if total is None else total + patches.sum(0)  # (h * w, c)
+            squares += patches.square().mean(1).sum(0)
             grid = finest_grid(batch.features)
         assert total is not None  # fit refuses an empty source
-        mean = (total / len(source)).T.reshape(1, -1, *grid)  # (1, c, h, w)
-        return as_vectors(F.interpolate(mean, size=tuple(self.units), mode="bilinear", align_corners=False)).float()
+        mean = total / len(source)  # (h * w, c)
+        variances = (squares / len(source) - mean.mean(0).square()).clamp(min=0)
+        start = F.interpolate(mean.T.reshape(1, -1, *grid), tuple(self.units), mode="bilinear", align_corners=False)
+        return as_vectors(start).float(), float(unit_of(variances))
 
     def _epoch(self, units: Tensor, radius: float, source: ImageSource, runtime: Runtime) -> Tensor:
         """One step of the batch rule: each unit moves to the mean of the patches in its neighbourhood: (u, c)."""

@@ -15,8 +15,10 @@ Ours: smaller by default, since a step of theirs is some 10^12 operations, a min
 blocks a level, and 32 x 32 positions, to which finer layers are averaged (`dim=512, depth=4, tokens=64` is theirs).
 Windows of any grid are found by division, so that a vision transformer's 14 or 16 positions a side work. Channels are
 standardised on the good images: the offline backbone's vary by 5 to 7, and at the authors' rate the output would take
-thousands of steps to grow to them. Position codes are learned, as the authors' names say; their code leaves them as
-first drawn. They turn the training images by up to 10 degrees and crop them, which stored features do not allow.
+thousands of steps to grow to them. For the same reason the length of an error is the root of its mean square over the
+channels, not of the sum: the head that predicts it begins near 0, and would have to grow to the root of their number.
+Position codes are learned, as the authors' names say; their code leaves them as first drawn.
+They turn the training images by up to 10 degrees and crop them, which stored features do not allow.
 
 Shapes: n images, c channels of the stacked features, d of a token, g positions a side, w windows, s tokens a window.
 """
@@ -41,6 +43,7 @@ from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _WINDOW = 4
 _SMALLEST = 0.01  # of the predicted error, in standard deviations of a channel
+_FLATTEST = 1e-3  # variance, relative to the channels' mean, below which a channel is not blown up
 
 
 def window_sides(grid: int) -> tuple[int, ...]:
@@ -169,10 +172,10 @@ class Utrad(FeatureTrainedDetector):
             total, squares = total + x.sum((0, 1, 2)).cpu(), squares + x.square().sum((0, 1, 2)).cpu()
             count += x[..., 0].numel()
         mean = total / count
-        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-        self.mean_ = mean.float()
+        variance = (squares / count - mean.square()).clamp(min=0)
         # A channel that good images leave constant says nothing of how far another value is.
-        self.scale_ = torch.where(deviation > 1e-3 * mean.abs().clamp(min=1e-3), deviation, 1).float()
+        deviation = torch.maximum(variance, _FLATTEST * variance.mean()).sqrt()
+        self.mean_, self.scale_ = mean.float(), torch.where(deviation > 0, deviation, 1.0).float()
 
     def _network(self) -> nn.Module:
         return UTransformer(len(self.mean_), self._grid(), self.dim, self.heads, self.depth, self.dropout)
@@ -187,13 +190,16 @@ class Utrad(FeatureTrainedDetector):
         return stack_layers(pooled, self.layers, mode="nearest").permute(0, 2, 3, 1)
 
     def _errors(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Differences (n, g, g, c), their lengths, and the lengths that the network expects, both (n, g, g)."""
+        """Differences (n, g, g, c), their lengths, and the lengths that the network expects, both (n, g, g).
+
+        A length is the root of the mean square over channels.
+        """
         x = self._stack(batch.features)
         mean, scale = (learned.to(x.device) for learned in (self.mean_, self.scale_))
         x = (x - mean) / scale
         found, usual = network(x)
         difference = found.float() - x
-        return difference, torch.linalg.vector_norm(difference, dim=-1), usual.float()
+        return difference, difference.square().mean(-1).sqrt(), usual.float()
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         difference, lengths, usual = self._errors(network, batch)

@@ -12,7 +12,7 @@ the position; Adam at 2e-4, 2 meta-epochs of warm-up, then a cosine, over 25 met
 learned in steps of 256 positions' vectors; layers of stride 8, 16 and 32; loss -log sigmoid of the log-likelihood a
 channel.
 
-Ours: a step takes 8 positions of all 32 images instead of 256 vectors drawn from anywhere in them. The hidden layer's
+Ours: layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED). A step takes 8 positions of all 32 images instead of 256 vectors drawn from anywhere in them. The hidden layer's
 product with the position vector, most of its input, is then made once a position and not once a vector: a fourth of the
 work. The likelihood that counts as fully good is the highest of the training images; the authors take that of the test
 images, which a line in production does not have.
@@ -23,7 +23,7 @@ Shapes: n images, p = h * w positions, c channels, d numbers of the position vec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ from al_models.errors import InvalidInput
 from al_models.parts.coupling import Flow, HalfCoupling, Rotation, Scale, log_likelihood
 from al_models.parts.epochs import Epochs, moved
 from al_models.parts.maps import to_maps
+from al_models.parts.patches import unit_layers
 from al_models.parts.train import Draw, TrainPlan
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
             [
                 block
                 for _ in range(blocks)
-                for block in (HalfCoupling(channels, subnet, clamp=clamp), Scale(channels, 0.7), Rotation(channels))
+                for block in (HalfCoupling(channels, subnet, clamp=clamp), Scale(channels), Rotation(channels))
             ]
         )
 
@@ -120,8 +121,8 @@ class Vectors:
 
 @dataclass(kw_only=True)
 class Cflow(FeatureTrainedDetector):
-    """A conditional flow a layer; learned beside the network: `highest_` (layers,), the log-likelihood a channel of the
-    likeliest training vector."""
+    """A conditional flow a layer; learned beside the network: `scale_` (layers,), and `highest_` (layers,), the
+    log-likelihood a channel of the likeliest training vector."""
 
     traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "blocks": 2, "epochs": 4, "learning_rate": 2e-3}
@@ -140,6 +141,10 @@ class Cflow(FeatureTrainedDetector):
     """Positions learned in a step: with 32 images 256 vectors, as in the paper."""
     sigma: float = 0.0
     """Gaussian smoothing of the map, in pixels; the paper has none."""
+
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        super()._set_up(source, rows, runtime)
+        self._learn_scales(source, rows, runtime)
 
     def _network(self) -> nn.Module:
         return nn.ModuleList(Decoder(c, h, w, self.blocks, self.clamp, self.condition) for c, h, w in self._shapes())
@@ -166,7 +171,7 @@ class Cflow(FeatureTrainedDetector):
             layer, part = layers[index]
             if (batch, layer) not in held:
                 held.clear()
-                x = _by_position(moved(epochs.batch(batch), runtime.device).features[self.layers[layer]])
+                x = _by_position(self._unit(moved(epochs.batch(batch), runtime.device))[layer])
                 order = torch.Generator().manual_seed(runtime.seed + 7919 * (batch * len(self.layers) + layer))
                 held[batch, layer] = x, torch.randperm(len(x), generator=order).to(x.device)
             x, shuffled = held[batch, layer]
@@ -203,10 +208,13 @@ class Cflow(FeatureTrainedDetector):
     def _likelihoods(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:
         """Log-likelihood a channel (p, n) of each layer."""
         found = []
-        for layer, decoder in zip(self.layers, network, strict=True):  # type: ignore[arg-type]
-            x = _by_position(batch.features[layer])
+        for x, decoder in zip(map(_by_position, self._unit(batch)), network, strict=True):  # type: ignore[arg-type]
             found.append(decoder(x, torch.arange(len(x), device=x.device)))
         return found
+
+    def _unit(self, batch: ImageBatch) -> list[Tensor]:
+        """The layers at the scale of the papers' features."""
+        return unit_layers(batch.features, self.layers, self.scale_)
 
 
 def _by_position(x: Tensor) -> Tensor:

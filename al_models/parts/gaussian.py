@@ -56,6 +56,12 @@ class PositionGaussians:
         return (self.count * n / max(1, self.count + n)) ** 0.5
 
 
+def total_variance(count: int, mean: Tensor, scatter: Tensor) -> Tensor:
+    """Variance of each channel over all images and positions: (p, 1, c) and (p, c, c) -> (c,)."""
+    within = scatter.diagonal(dim1=1, dim2=2).mean(0) / max(1, count - 1)
+    return within + mean[:, 0].var(0, correction=0)
+
+
 def whitening(count: int, scatter: Tensor, epsilon: float) -> Tensor:
     """(p, c, c) lower triangular W of each position: |W (x - mean)| is the Mahalanobis distance.
 

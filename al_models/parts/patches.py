@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,6 +15,9 @@ from al_models.types import ImageBatch, ImageSource
 
 IN_MEMORY = 2 * 2**30
 """Bytes of patch vectors that are kept in memory."""
+RECTIFIED = 0.5 - 0.5 / math.pi
+"""Variance of a rectified standard normal, 0.34: that of the features which papers give their constants for (an epsilon
+of 0.01, a learning rate, a clamp). Other backbones have others: EfficientNet-Lite0's linear outputs 84, 75 and 13."""
 
 
 def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode: str, pool: int = 1) -> Tensor:
@@ -105,6 +109,38 @@ def channel_moments(
     One pass, in float64. A channel that hardly varies, as one that is dead in good images, is given a deviation of 3 %
     of its layer's: divided by its own, a defect that wakes it would drown all others.
     """
+    means, variances = _moments(source, rows, layers, device)
+    deviations = [torch.maximum(variance, 1e-3 * variance.mean()).sqrt() for variance in variances]
+    deviation = torch.cat(deviations)
+    return torch.cat(means).float(), torch.where(deviation > 0, deviation, 1.0).float()
+
+
+def layer_scales(source: ImageSource, rows: Sequence[int], layers: Sequence[int], device: str) -> Tensor:
+    """What to divide each layer by, so that its channels vary as those of the papers do: float32 (layers,) on the CPU.
+
+    Their variance over these rows and all positions, averaged over the channels, is `RECTIFIED` then. One pass.
+    """
+    _, variances = _moments(source, rows, layers, device)
+    return torch.stack([unit_of(variance) for variance in variances]).float()
+
+
+def unit_of(variances: Tensor) -> Tensor:
+    """What to divide channels by, of these variances (c,), for a mean of `RECTIFIED`; 1 where none varies: ()."""
+    scale = (variances.mean() / RECTIFIED).sqrt()
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def unit_layers(features: Mapping[int, Tensor], layers: Sequence[int], scales: Tensor) -> list[Tensor]:
+    """The layers (n, c_l, h_l, w_l) in float32, each divided by its own of `layer_scales`."""
+    return [
+        features[layer].float() / scale.to(features[layer].device) for layer, scale in zip(layers, scales, strict=True)
+    ]
+
+
+def _moments(
+    source: ImageSource, rows: Sequence[int], layers: Sequence[int], device: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean and variance of each channel over these rows and all positions: float64 (c,) a layer, on the CPU."""
     sums: list[Tensor] = []  # of each layer the means of x and x^2, added up: (2, c)
     for start in range(0, len(rows), source.batch_size):
         features = source.read(list(rows[start : start + source.batch_size])).features
@@ -113,9 +149,7 @@ def channel_moments(
         sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
     means = [total[0] / len(rows) for total in sums]
     variances = [(total[1] / len(rows) - mean**2).clamp(min=0) for total, mean in zip(sums, means, strict=True)]
-    deviations = [torch.maximum(variance, 1e-3 * variance.mean()).sqrt() for variance in variances]
-    deviation = torch.cat(deviations)
-    return torch.cat(means).float(), torch.where(deviation > 0, deviation, 1.0).float()
+    return means, variances
 
 
 def standard_layers(
