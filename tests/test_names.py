@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import keyword
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from al_models.parts.backbone import cached_backbone
 from al_models.registry import METHODS
 from storage.datasets import DATASETS
 from tasks import steps
@@ -118,16 +118,18 @@ def traced() -> Iterator[set[str]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Each step, traced."""
-    _great_expectations()  # to trace these imports, too, would take ten seconds
-    importlib.import_module("timm")
+    _, spec = inputs_of(CELLS[0])
+    assert spec is not None
+    # To trace what these import, too, would take ten seconds.
+    _great_expectations()
+    cached_backbone(spec, "cpu")
+    cached_backbone.cache_clear()
     folder = tmp_path_factory.mktemp("names")
     make_demo_data(folder / "data", train=9, validation=3, good=3, defects_per_type=1, size=64)
     found, store = Run(), str(folder / "store")
     (category,) = found("ingest", lambda: ingest.fn(store, "demo", str(folder / "data"), ["brick"])).categories
     prepared = found("prepare", lambda: prepare.fn(category, 64))
     validated = found("validate", lambda: validate.fn(prepared))
-    _, spec = inputs_of(CELLS[0])
-    assert spec is not None
     found("extract part", lambda: extract_part.fn(validated, spec, "cpu", PART))
     features = found("extract", lambda: extract.fn(validated, spec, "cpu"))
     found("suspect", lambda: suspect.fn(validated, features, spec, Policy(rules={"suspected_defect": "reject"}), "cpu"))
@@ -198,6 +200,24 @@ def test_all_that_runs_in_a_step_is_in_its_name(run: Run, copy: Path) -> None:
         unseen += [(step, module) for step in run.ran if module in run.ran[step] and run.name(step) == run.names[step]]
         file.write_text(source)
     assert unseen == []
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "renamed"),
+    [
+        ("storage.masks", "else 127)", "else 200)", ("prepare", "extract", "fit padim", "evaluate padim")),
+        ("tasks.stored", "for name in ids]", "for name in ids][::-1]", ("extract", "fit padim", "evaluate padim")),
+    ],
+)
+def test_masks_or_rows_that_are_read_otherwise_leave_no_figure_done(
+    module: str, old: str, new: str, renamed: tuple[str, ...], run: Run, copy: Path
+) -> None:
+    file = copy / FILES[module].relative_to(ROOT)
+    source = file.read_text()
+    assert source.count(old) == 1
+    file.write_text(source.replace(old, new))
+    for step in renamed:
+        assert run.name(step) != run.names[step], step
 
 
 def test_comments_docstrings_and_code_without_values_are_in_no_name(run: Run, copy: Path) -> None:
