@@ -31,14 +31,14 @@ _ROOT = Path(__file__).parents[1]
 _ROOMS = ("al_models", "storage", "tasks")
 _TABLES = {"al_models.registry": "METHODS", "storage.datasets": "DATASETS"}
 """They name every method and every reader: one more would rename the outputs of all."""
-VALUES_WITHOUT = {
+NOT_IN_NAMES = {
     "storage.download": "what it has fetched is listed and hashed like any other file",
     "storage.records": "a record is written again wherever it differs from the one that is kept",
     "tasks.limits": "it ends what hangs; whether it shrinks a batch depends on the machine, which no name has",
     "tasks.progress": "it says how far a step is",
-    "tasks.steps": "it names outputs by what goes into them, and measures and repeats what others compute",
+    "tasks.steps": "it names, measures and repeats what others compute",
 }
-"""Modules that no output depends on, and why: their code is in no name, and what they import only by way of others."""
+"""Modules that run in a step and cannot change what it makes, and why. What only they import is in no name, either."""
 _NOT_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EFBIG}
 
 
@@ -138,7 +138,7 @@ def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
 @cache
 def code_fingerprint(*parts: str) -> str:
     """Name of the code that makes an output: of these modules (or `module:Class`) and of all of ours that they import,
-    but for `VALUES_WITHOUT`. Comments and docstrings do not count. Raises ModuleNotFoundError for one that is not ours.
+    without those `NOT_IN_NAMES`. Comments and docstrings do not count. Raises ModuleNotFoundError where one is not ours.
 
     What a step looks up in a table by name, as a method or the reader of a data set, it names here itself.
     """
@@ -156,7 +156,7 @@ def modules_behind(*parts: str) -> set[str]:
     seen: set[str] = set()
     while todo:
         module = todo.pop()
-        if module not in seen and module not in VALUES_WITHOUT:
+        if module not in seen and module not in NOT_IN_NAMES:
             seen.add(module)
             todo += _read(module).imports
     return seen

@@ -36,7 +36,7 @@ from tasks.parts import Part
 from tasks.policy import Policy
 from tasks.predict import predict, predict_part
 from tasks.prepare import prepare
-from tasks.steps import VALUES_WITHOUT, NotMadeYet, modules_behind, only_looking
+from tasks.steps import NOT_IN_NAMES, NotMadeYet, modules_behind, only_looking
 from tasks.suspect import suspect
 from tasks.validate import validate
 from tasks.validate.expectations import _great_expectations
@@ -191,9 +191,9 @@ def with_another_letter(source: str) -> str:
 def test_all_that_runs_in_a_step_is_in_its_name(run: Run, copy: Path) -> None:
     unseen = []
     for step, modules in run.ran.items():
-        assert len(modules - VALUES_WITHOUT.keys()) > 5, "nothing was traced"
+        assert len(modules - NOT_IN_NAMES.keys()) > 5, "nothing was traced"
         assert run.name(step) == run.names[step], "the same code in another place"
-    for module in sorted(set().union(*run.ran.values()) - VALUES_WITHOUT.keys()):
+    for module in sorted(set().union(*run.ran.values()) - NOT_IN_NAMES.keys()):
         file = copy / FILES[module].relative_to(ROOT)
         source = file.read_text()
         file.write_text(with_another_letter(source))
@@ -225,10 +225,10 @@ def test_comments_docstrings_and_code_without_values_are_in_no_name(run: Run, co
         file = copy / path.relative_to(ROOT)
         source = file.read_text()
         assert source.startswith('"""')
-        source = with_another_letter(source) if module in VALUES_WITHOUT else source
+        source = with_another_letter(source) if module in NOT_IN_NAMES else source
         file.write_text(source.replace('"""', '"""Another', 1) + "\n# another\n")
     assert {step: run.name(step) for step in run.names} == run.names
-    assert set(VALUES_WITHOUT) <= set().union(*run.ran.values()), "each is on the list because a step runs it"
+    assert set(NOT_IN_NAMES) <= set().union(*run.ran.values()), "each is on the list because a step runs it"
 
 
 def test_a_method_or_a_reader_renames_nothing_but_its_own() -> None:

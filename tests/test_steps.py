@@ -134,7 +134,7 @@ def edit(path: Path, old: str, new: str) -> None:
         "registry",
         "a row of the registry",
         "another method",
-        "without values",
+        "not in names",
         "skipping",
         "only imported by skipping",
         "flow",
