@@ -137,8 +137,8 @@ def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
 
 @cache
 def code_fingerprint(*parts: str) -> str:
-    """Name of the code that makes an output: of these modules (or `module:Class`) and of all of ours that they import,
-    without those `NOT_IN_NAMES`. Comments and docstrings do not count. Raises ModuleNotFoundError where one is not ours.
+    """Name of the code that makes an output: of these modules (or `module:Class`) and all of ours that they import,
+    without those `NOT_IN_NAMES`. Comments and docstrings do not count. Raises ModuleNotFoundError for others.
 
     What a step looks up in a table by name, as a method or the reader of a data set, it names here itself.
     """
