@@ -33,7 +33,7 @@ def calibrate(cell: Cell, validated: Validated, features: str | None, model: str
     """Key of the calibration: in its manifest, the scores and the largest map values of the held-out good images;
     beside it, all map values, from which other maps get p-values (`held_out_pixels`)."""
     store = Store(validated.category.store)
-    code = method_code("tasks.calibrate", detector_of(cell))
+    code = method_code(__name__, detector_of(cell))
     key = step_key("calibrations", cell.dataset, cell.category, model=model, code=code)
     run_step(store, key, partial(_calibrate, store, cell, validated, features, model))
     return key

@@ -84,7 +84,7 @@ def make_demo_data(
     numbers |= {"size": size, "seed": seed}
     _check(numbers)
     root = Path(root).expanduser().resolve()
-    wanted = {**numbers, "code": code_fingerprint("tasks.demo_data"), "source": "scikit-image textures (CC0)"}
+    wanted = {**numbers, "code": code_fingerprint(__name__), "source": "scikit-image textures (CC0)"}
     if not _is_whole(root, wanted):
         _refuse_foreign(root)
         root.parent.mkdir(parents=True, exist_ok=True)

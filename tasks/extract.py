@@ -100,7 +100,7 @@ def features_series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
         validated.category.category,
         spec=asdict(spec) | {"weights": weights_fingerprint(spec)},
         pixels=images_series(validated.category, validated.prepared.image_size),
-        code=code_fingerprint("tasks.extract"),
+        code=code_fingerprint(__name__),
         **of,
     )
 

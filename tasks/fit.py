@@ -84,7 +84,7 @@ def _key(cell: Cell, **of: Any) -> str:
         share=cell.train_share,
         # A training rounds as its device does, so machines of two kinds do not share what they learned.
         mixed_precision=detector.traits.trains and runtime_of(cell).mixed_precision,
-        code=method_code("tasks.fit", detector),
+        code=method_code(__name__, detector),
         **of,
     )
 
@@ -125,8 +125,9 @@ def _split(cell: Cell, validated: Validated, base: Artifact | None) -> tuple[lis
 
 
 def method_code(step: str, detector: Detector) -> str:
-    """Name of the code that makes a step's output with this detector."""
-    return code_fingerprint(step, "tasks.split", type(detector).__module__)
+    """Name of the code that makes a step's output with this detector. `step`: its module."""
+    method = type(detector)
+    return code_fingerprint(step, f"{method.__module__}:{method.__qualname__}")
 
 
 def source_for(

@@ -152,7 +152,7 @@ def hold_out(validated: Validated, folder: str, share: float, seed: int) -> str:
 
 def put(validated: Validated, folder: str, split: Split, seed: int) -> str:
     """The data set of a split, as `hold_out` gives it."""
-    made_of = {"of": validated.name, "seed": seed, "code": code_fingerprint("tasks.hold_out"), **split.as_names()}
+    made_of = {"of": validated.name, "seed": seed, "code": code_fingerprint(__name__), **split.as_names()}
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     root = Path(folder) / digest
     if _is_whole(root):

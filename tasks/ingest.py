@@ -14,7 +14,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.datasets import list_samples
+from storage.datasets import DATASETS, list_samples
 from storage.errors import NotInStore
 from storage.files import Hashes
 from storage.listing import Listing, SetAside
@@ -22,7 +22,7 @@ from storage.samples import Sample, content_hash, fingerprint, to_parquet
 from storage.store import Store
 from tasks.handles import Category
 from tasks.progress import Progress
-from tasks.steps import measured, retry_passing, step_key
+from tasks.steps import code_fingerprint, measured, retry_passing, step_key
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,9 @@ def ingest(
 
 
 def _hashes_key(root: str) -> str:
-    """Files are known by where they lie, so each folder has a table of its own."""
-    return f"hashes/{content_hash(str(Path(root).resolve()).encode())}.parquet"
+    """Files are known by where they lie, so each folder has a table of its own, of names given by the same code."""
+    known_by = f"{code_fingerprint('storage.files')} {Path(root).resolve()}"
+    return f"hashes/{content_hash(known_by.encode())}.parquet"
 
 
 def _kept_hashes(store: Store, root: str) -> Hashes:
@@ -113,6 +114,7 @@ def _catalogue(
         folders=list(listing.folders),
         notes=listing.notes.get(name),
         options=options,
+        code=code_fingerprint(__name__, DATASETS[dataset]),
     )
     if store.find(key) is None:
         with store.draft(key) as draft:

@@ -64,7 +64,7 @@ def predict_part(cell: Cell, validated: Validated, features: str | None, model: 
 
 
 def _key(cell: Cell, validated: Validated, model: str, **of_part: dict[str, int]) -> str:
-    code = method_code("tasks.predict", detector_of(cell))
+    code = method_code(__name__, detector_of(cell))
     # A model of an earlier night is also asked about this night's images.
     data = validated.fingerprint
     return step_key("maps", cell.dataset, cell.category, model=model, data=data, code=code, **of_part)

@@ -101,7 +101,7 @@ def prepare(category: Category, image_size: int) -> Prepared:
 
 def images_series(category: Category, image_size: int, **of: Any) -> str:
     """What outputs share whose rows, of equal images, are equal."""
-    code = code_fingerprint("tasks.prepare")
+    code = code_fingerprint(__name__)
     return step_key("images", category.dataset, category.category, image_size=image_size, code=code, **of)
 
 

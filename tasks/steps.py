@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
-import importlib.util
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ from tasks.limits import ending
 GPU = "gpu"
 """Tag of the steps that a GPU makes faster: on a cluster that has some, they wait for one."""
 _SAMPLE_EVERY_S = 0.02
+_ROOT = Path(__file__).parents[1]
+_ROOMS = ("al_models", "storage", "tasks")
+_TABLES = {"al_models.registry": "METHODS", "storage.datasets": "DATASETS"}
+"""They name every method and every reader: one more would rename the outputs of all."""
+NOT_IN_NAMES = {
+    "storage.download": "what it has fetched is listed and hashed like any other file",
+    "storage.records": "a record is written again wherever it differs from the one that is kept",
+    "tasks.limits": "it ends what hangs; whether it shrinks a batch depends on the machine, which no name has",
+    "tasks.progress": "it says how far a step is",
+    "tasks.steps": "it names, measures and repeats what others compute",
+}
+"""Modules that run in a step and cannot change what it makes, and why. What only they import is in no name, either."""
 _NOT_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EFBIG}
 
 
@@ -124,63 +136,84 @@ def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
 
 
 @cache
-def code_fingerprint(*modules: str) -> str:
-    """Name of the code of these modules and of all of `al_models` they import; comments and docstrings do not count."""
-    seen: dict[str, str] = {}
-    todo = list(modules)
+def code_fingerprint(*parts: str) -> str:
+    """Name of the code that makes an output: of these modules (or `module:Class`) and all of ours that they import,
+    without those `NOT_IN_NAMES`. Comments and docstrings do not count. Raises ModuleNotFoundError for others.
+
+    What a step looks up in a table by name, as a method or the reader of a data set, it names here itself.
+    """
+    digests = {module: _read(module).digest for module in modules_behind(*parts)}
+    return hashlib.sha256(json.dumps([parts, digests], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def modules_behind(*parts: str) -> set[str]:
+    """The modules that `code_fingerprint` reads for these."""
+    todo = [part.partition(":")[0] for part in parts]
+    for module in todo:
+        if _file(module) is None:
+            rooms = ", ".join(_ROOMS)
+            raise ModuleNotFoundError(f"no module {module} in {rooms}: an output is named by the code of one there")
+    seen: set[str] = set()
     while todo:
-        name = todo.pop()
-        # The registry names every method, so following it would tie each method's outputs to all others.
-        if name in seen or name in ("al_models", "al_models.registry"):
-            continue
-        code = _code(name)
-        if code is not None:
-            seen[name], imported = code
-            todo += imported
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+        module = todo.pop()
+        if module not in seen and module not in NOT_IN_NAMES:
+            seen.add(module)
+            todo += _read(module).imports
+    return seen
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What a name has to know of a module."""
+
+    digest: str
+    """Of its syntax tree without docstrings."""
+    imports: tuple[str, ...]
+    """Modules of ours that it imports, anywhere in it. A package that is only passed on the way to one is none of them:
+    ours do nothing when they are imported."""
 
 
 @cache
-def _code(module: str) -> tuple[str, list[str]] | None:
-    """A module's code without comments and docstrings, and what it imports of `al_models`; None where it has no file.
+def _read(module: str) -> _Code:
+    """Read once a process: steps and methods share most of theirs."""
+    file = _file(module)
+    assert file is not None
+    tree = ast.parse(file.read_bytes())
+    tree.body = [statement for statement in tree.body if not _defines(statement, _TABLES.get(module))]
+    words: list[str] = []
+    imports: list[str] = []
+    todo: list[Any] = [tree]
+    while todo:  # one pass, in half of the time of `ast.dump` and `ast.walk`
+        node = todo.pop()
+        if isinstance(node, ast.AST):
+            words.append(type(node).__name__)
+            todo += [getattr(node, name, None) for name in node._fields]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports += _imported(node, module, file)
+        elif isinstance(node, list):
+            kept = [one for one in node if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+            words.append(str(len(kept)))
+            todo += kept
+        else:
+            words.append(repr(node))
+    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()
+    return _Code(digest, tuple(name for name in imports if name.split(".")[0] in _ROOMS and _file(name)))
 
-    Read once a process: methods and steps share most of theirs.
-    """
-    source = _source(module)
-    if source is None:
-        return None
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    imported = [found for found in _imports(tree) if found.split(".")[0] == "al_models"]
-    return ast.dump(_without_docstrings(tree)), imported
 
-
-def _source(module: str) -> Path | None:
-    """Looked for among the files: `find_spec` of `package.module.name` would import the module, and torchvision and
-    sympy with it, only for us to learn that the name is none."""
-    package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    if not rest:
-        return Path(spec.origin)
-    place = Path(spec.origin).parent.joinpath(*rest)
+def _file(module: str) -> Path | None:
+    """Looked for, not imported, and None for a name in a module: importing is what takes the time."""
+    place = _ROOT.joinpath(*module.split("."))
     return next((file for file in (place / "__init__.py", Path(f"{place}.py")) if file.is_file()), None)
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def _imported(node: ast.Import | ast.ImportFrom, module: str, file: Path) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    source = resolve_name("." * node.level + (node.module or ""), package)
+    return [source, *(f"{source}.{alias.name}" for alias in node.names)]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                stmt for stmt in body if not (isinstance(stmt, ast.Expr) and isinstance(stmt.value, ast.Constant))
-            ]
-    return tree
+def _defines(statement: ast.stmt, table: str | None) -> bool:
+    target = getattr(statement, "target", None)
+    return isinstance(target, ast.Name) and target.id == table

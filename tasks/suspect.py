@@ -70,7 +70,7 @@ def suspect(
         spec=asdict(spec),
         severity=policy.severity(RULE),
         deviations=policy.suspect_deviations,
-        code=code_fingerprint("tasks.suspect"),
+        code=code_fingerprint(__name__),
     )
     found = run_step(store, key, partial(_suspect, store, validated, features, spec, policy, device)).meta
     if policy.severity(RULE) != "reject" or not found["suspected"]:
@@ -136,7 +136,7 @@ def _without_suspects(store: Store, validated: Validated, suspects: str, policy:
         verdict=validated.verdict,
         suspects=suspects,
         policy=policy.model_dump(),
-        code=code_fingerprint("tasks.suspect"),
+        code=code_fingerprint(__name__),
     )
     verdict = run_step(store, key, partial(_set_aside, store, validated, suspects, policy)).meta
     if verdict["stop"] is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import mmap
 import sys
@@ -22,7 +21,10 @@ from tasks.steps import code_fingerprint, measured, retry_passing, run_step, ste
 
 # the name of code
 
-BLOCK = '''"""Blocks."""
+FILES = {
+    "al_models/registry.py": "METHODS: dict[str, int] = {'a': 1}\n\n\ndef create(name):\n    return METHODS[name]\n",
+    "al_models/parts/__init__.py": "",
+    "al_models/parts/block.py": '''"""Blocks."""
 
 FACTOR = 2
 
@@ -30,10 +32,10 @@ FACTOR = 2
 def double(x):
     """Twice."""
     return FACTOR * x  # why: because
-'''
-METHOD = '''"""A method."""
+''',
+    "al_models/method.py": '''"""A method."""
 
-from al_models.parts_of_test.block import double
+from al_models.parts.block import double
 
 
 class Method:
@@ -41,43 +43,54 @@ class Method:
 
     def fit(self, x):
         return double(x)
-'''
-STEP = "from al_models import registry\nfrom al_models.method_of_test import Method\n"
+''',
+    "al_models/other.py": "OTHER = 1\n",
+    "storage/masks.py": "THRESHOLD = 127\n",
+    "storage/shapes/__init__.py": "from storage.shapes.area import area\n",
+    "storage/shapes/area.py": "def area(mask):\n    return mask.sum()\n",
+    "storage/store.py": "CHUNK = 16\n",
+    "storage/records.py": "FORMAT = 1\n",
+    "tasks/near.py": "NEAR = 1\n",
+    "tasks/steps.py": "from storage.store import CHUNK\n",
+    "tasks/step.py": """from al_models.registry import create
+from storage import masks
+from storage.records import FORMAT
+from storage.shapes import area
+from tasks.steps import CHUNK
+
+from .near import NEAR
+
+
+def run(x):
+    from storage.late import LATE
+
+    return LATE
+""",
+    "storage/late.py": "LATE = 1\n",
+    "flows/order.py": "from tasks.step import run\n",
+}
 
 
 @pytest.fixture
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A step module, a method it imports and a block that the method imports, in a package of their own."""
-    package = tmp_path / "al_models"
-    (package / "parts_of_test").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "parts_of_test" / "__init__.py").write_text("")
-    (package / "registry.py").write_text("METHODS = {'a': 1}\n")
-    (package / "parts_of_test" / "block.py").write_text(BLOCK)
-    (package / "method_of_test.py").write_text(METHOD)
-    (tmp_path / "step_of_test.py").write_text(STEP)
-    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "al_models"}
-    for name in ours:
-        del sys.modules[name]
-    monkeypatch.syspath_prepend(str(tmp_path))
+    """Rooms of their own, with a step, a method, and what they import."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(steps, "_ROOT", tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "al_models"]:
-        del sys.modules[name]
-    sys.modules.update(ours)
+    forget()
 
 
-def name_of(module: str) -> str:
+def forget() -> None:
+    code_fingerprint.cache_clear()
+    steps._read.cache_clear()
+
+
+def name_of(*parts: str) -> str:
     """Its name as a new process would find it."""
-
-    def forget() -> None:
-        code_fingerprint.cache_clear()
-        steps._code.cache_clear()
-
     forget()
-    importlib.invalidate_caches()
-    found = code_fingerprint(module)
-    forget()
-    return found
+    return code_fingerprint(*(parts or ("tasks.step", "al_models.method:Method")))
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -89,40 +102,74 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "changes"),
     [
-        ("parts_of_test/block.py", "FACTOR = 2", "FACTOR = 3", True),
-        ("method_of_test.py", "return double(x)", "return double(x) + 1", True),
-        ("../step_of_test.py", "import Method\n", "import Method\n\nrun = Method().fit\n", True),
-        ("parts_of_test/block.py", "  # why: because", "", False),
-        ("parts_of_test/block.py", '"""Twice."""', '"""Two times, as one says."""', False),
-        ("parts_of_test/block.py", '"""Blocks."""\n', "", False),
-        ("method_of_test.py", "\n\nclass", "\n\n\n\nclass", False),
-        ("registry.py", "'a': 1", "'a': 1, 'b': 2", False),
+        ("al_models/parts/block.py", "FACTOR = 2", "FACTOR = 3", True),
+        ("al_models/method.py", "return double(x)", "return double(x) + 1", True),
+        ("tasks/step.py", "return LATE", "return -LATE", True),
+        ("storage/masks.py", "127", "200", True),
+        ("storage/shapes/__init__.py", "import area", "import area as area", True),
+        ("storage/shapes/area.py", "mask", "mark", True),
+        ("storage/late.py", "1", "2", True),
+        ("tasks/near.py", "1", "2", True),
+        ("al_models/registry.py", "METHODS[name]", "METHODS[name] + 1", True),
+        ("al_models/registry.py", "'a': 1", "'a': 1, 'b': 2", False),
+        ("al_models/other.py", "1", "2", False),
+        ("storage/records.py", "1", "2", False),
+        ("tasks/steps.py", "import CHUNK", "import CHUNK as SIZE", False),
+        ("storage/store.py", "16", "32", False),
+        ("flows/order.py", "run", "walk", False),
+        ("al_models/parts/block.py", "  # why: because", "", False),
+        ("al_models/parts/block.py", '"""Twice."""', '"""Two times, as one says."""', False),
+        ("al_models/parts/block.py", '"""Blocks."""\n', "", False),
+        ("al_models/method.py", "\n\nclass", "\n\n\n\nclass", False),
     ],
-    ids=["block", "method", "step", "comment", "docstring", "no docstring", "blank lines", "registry"],
+    ids=[
+        "block",
+        "method",
+        "step",
+        "module from a package",
+        "package that passes on",
+        "passed on by a package",
+        "import in a function",
+        "relative import",
+        "registry",
+        "a row of the registry",
+        "another method",
+        "not in names",
+        "skipping",
+        "only imported by skipping",
+        "flow",
+        "comment",
+        "docstring",
+        "no docstring",
+        "blank lines",
+    ],
 )
 def test_code_is_named_by_what_it_does(code: Path, file: str, old: str, new: str, changes: bool) -> None:
-    before = name_of("step_of_test")
-    edit(code / "al_models" / file, old, new)
-    assert (name_of("step_of_test") != before) is changes
+    before = name_of()
+    edit(code / file, old, new)
+    assert (name_of() != before) is changes
+
+
+def test_code_is_named_by_the_class_that_a_method_is(code: Path) -> None:
+    assert name_of("al_models.method:Method") != name_of("al_models.method:Double") != name_of("al_models.method")
+
+
+def test_code_that_is_not_there_has_no_name(code: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"no module tasks\.stop in al_models, storage, tasks"):
+        name_of("tasks.stop")
 
 
 def test_code_is_named_without_being_imported(code: Path) -> None:
-    name_of("step_of_test")
-    assert [name for name in sys.modules if "_of_test" in name] == []
+    before = set(sys.modules)
+    name_of()
+    assert set(sys.modules) == before
 
 
-def test_a_method_is_not_named_by_its_siblings() -> None:
-    padim, patchcore = (code_fingerprint("tasks.fit", f"al_models.embedding.{name}") for name in ("padim", "patchcore"))
-    assert padim != patchcore
-    assert padim == code_fingerprint("tasks.fit", "al_models.embedding.padim")
-
-
-def test_a_docstring_alone_is_no_different_from_an_empty_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_docstring_alone_is_no_different_from_an_empty_body(code: Path) -> None:
     names = []
     for body in ('"""Nothing yet."""', "..."):
-        (tmp_path / "empty_of_test.py").write_text(f"class Empty:\n    {body}\n")
-        names.append(name_of("empty_of_test"))
+        (code / "tasks" / "empty.py").write_text(f"class Empty:\n    {body}\n")
+        names.append(name_of("tasks.empty"))
     assert names[0] == names[1]
 
 

@@ -34,7 +34,6 @@ from tasks.predict import read_scores
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
-_CODE = tuple(f"tasks.evaluate{part}" for part in ("", ".count", ".pixels", ".thresholds", ".truth", ".uncertainty"))
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "prefect", "great-expectations")
 
 
@@ -89,7 +88,7 @@ def judge(cell: Cell, validated: Validated, calibration: str, maps: str, parts: 
 
 def judging_code() -> str:
     """Name of the code that judges maps."""
-    return code_fingerprint(*_CODE)
+    return code_fingerprint(__name__)
 
 
 def _evaluate(
@@ -258,7 +257,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         warnings=model.get("warnings", []),
         fingerprints={
             "data": validated.fingerprint,
-            "code": method_code("tasks.evaluate", detector),
+            "code": method_code(__name__, detector),
             **{step: key.rsplit("/", 1)[-1] for step, key in keys.items()},
         },
         keys=keys,

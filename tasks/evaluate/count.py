@@ -24,7 +24,6 @@ from tasks.parts import Part
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
-_CODE = tuple(f"tasks.evaluate.{part}" for part in ("count", "pixels", "thresholds", "truth"))
 _OF_REGIONS = ("keys", "anomalous", "overlap", "n_regions")
 
 
@@ -46,7 +45,7 @@ def count_part(cell: Cell, validated: Validated, maps: str, part: Part) -> str:
         catalogue=validated.category.catalogue,
         verdict=validated.verdict,
         maps=maps,
-        code=code_fingerprint(*_CODE),
+        code=code_fingerprint(__name__),
         part=asdict(part),
     )
     run_step(store, key, partial(_count, store, cell, validated, maps, part))

@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 FINDINGS = ("key", "path", "id", "split", "label", "defect_type", "severity", "rule", "reason")
 """Columns of `findings.parquet`."""
 
-_MODULES = ("tasks.validate", "tasks.policy", *(f"tasks.validate.{n}" for n in ("copies", "expectations", "rules")))
-
 
 class CategoryStopped(ValueError):
     """A category that nothing can be learned from; the verdict says why."""
@@ -78,7 +76,7 @@ def verdict_key(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> str:
         catalogue=category.catalogue,
         policy=policy.model_dump(),
         published=_published(Store(category.store), category),
-        code=code_fingerprint(*_MODULES),
+        code=code_fingerprint(__name__),
     )
 
 
