@@ -12,13 +12,14 @@ From descriptions of the paper: the two losses, what is supervised by which, the
 and code were not to be had. Transformers, heads of 1 x 1 convolutions, batches of 32 and 50 epochs are those of RegAD
 (arXiv:2207.07361), whose code builds on the same parts; optimiser, schedule and predictor are SimSiam's.
 
-Ours: the backbone stays frozen and its stored features are what is warped and learned on. What the paper learns in the
-backbone, a residual block a layer learns here (`Adapter`), which changes nothing at first; Gaussians are of its output,
-of a random choice of `channels` as in PaDiM. Each layer has a loss of its own, at its own size. "Pairs" are all pairs
-of a batch for the features, neighbours in a ring for the pixels, which are compared small (64 pixels) and with mean and
-contrast of an image taken out, since else a look at an empty corner would agree best. For the same reason each affine
-map stays within `reach` of leaving the image as it is: parts that move or turn by more are not aligned. The map is
-warped back by the inverse of what the finest layer went through.
+Ours: layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED). The backbone stays frozen
+and its stored features are what is warped and learned on. What the paper learns in the backbone, a residual block a
+layer learns here (`Adapter`), which changes nothing at first; Gaussians are of its output, of a random choice of
+`channels` as in PaDiM. Each layer has a loss of its own, at its own size. "Pairs" are all pairs of a batch for the
+features, neighbours in a ring for the pixels, which are compared small (64 pixels) and with mean and contrast of an
+image taken out, since else a look at an empty corner would agree best. For the same reason each affine map stays within
+`reach` of leaving the image as it is: parts that move or turn by more are not aligned. The map is warped back by the
+inverse of what the finest layer went through.
 
 Shapes: n images, p = h * w positions of the finest layer, c channels of a layer, k channels kept.
 """

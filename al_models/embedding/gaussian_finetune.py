@@ -15,10 +15,11 @@ averaged over positions.
 Ours, where it differs or where the second paper's text was not to be had: the offline backbone and three layers. A
 Gaussian for each position of each layer, as in PaDiM, so images must be aligned: one for all positions of a layer did
 far worse on `grid` (before tuning, image AUROC 48 instead of 99, PRO 78 instead of 93). `epsilon` is added to the
-diagonal, for positions without any spread. All weights up to the last layer are tuned, the batch norms folded, that is,
-with their pretrained statistics; nothing but the small learning rate and the stopping holds them. Stopping compares
-mean distances: of the held-out good images, over that of the same images with a square cut out (Cutout), filled from
-elsewhere (CutMix), or blended with their mirror image (Mixup). The image score is the maximum of the map.
+diagonal, of layers at the scale of the papers' features, for positions without any spread. All weights up to the last
+layer are tuned, the batch norms folded, that is, with their pretrained statistics; nothing but the small learning rate
+and the stopping holds them. Stopping compares mean distances: of the held-out good images, over that of the same images
+with a square cut out (Cutout), filled from elsewhere (CutMix), or blended with their mirror image (Mixup). The image
+score is the maximum of the map.
 
 Shapes: n images, p = h * w positions of a layer, c channels.
 """

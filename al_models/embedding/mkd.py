@@ -15,12 +15,13 @@ the authors' code.
 Ours: EfficientNet-Lite0, whose stages at strides 4 to 16 stand for the pooling layers; the paper's go on to 32, which
 `layers=(1, 2, 3, 4)` would be, but that stage's gradient is coarse (one network after 4 epochs of `grid`, pixel AUROC:
 84 judged with it, 92 without). Features are signed, so a critical convolution of the cloner has no ReLU before it is
-compared, and it comes after the pooling, which would take maxima of signed values. The squared difference is divided by
-the mean square of the layer on good images: it begins near 1, as 1 - the cosine does. The authors' code stretches each
-gradient map to 0..1, between its minimum and its 99th percentile; here maps keep their scale, so that images compare
-(times the image's side, since half precision would round values of 1e-5). In the authors' code the first critical layer
-counts in training but not in judging; here it does. Their opening by a disc of 3 pixels is of thresholded maps and left
-out.
+compared, and it comes after the pooling, which would take maxima of signed values. Layers are brought to the scale of
+the papers' features (`parts/patches.py`, RECTIFIED), which the cloner's weights begin at. The squared difference is
+divided by the mean square of the layer on good images: it begins near 1, as 1 - the cosine does. The authors' code
+stretches each gradient map to 0..1, between its minimum and its 99th percentile; here maps keep their scale, so that
+images compare (times the image's side, since half precision would round values of 1e-5). In the authors' code the first
+critical layer counts in training but not in judging; here it does. Their opening by a disc of 3 pixels is of
+thresholded maps and left out.
 
 Shapes: n images, c channels of a layer, h x w positions of a layer.
 """

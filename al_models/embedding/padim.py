@@ -4,10 +4,11 @@ The idea: feature maps of three layers are stacked to one embedding per position
 kept; every position gets a Gaussian over the good images; the map is the Mahalanobis distance to it, upsampled and
 smoothed (sigma 4), and the image's score is the map's maximum. Images must be aligned, since positions are compared.
 
-Differs from the paper: epsilon counts for features that vary as the paper's do (`parts/patches.py`, RECTIFIED). Added to
-the offline backbone's, of a variance of some 50, it would regularise nothing: with 188 good images of *bottle* held-out
-ones lay 1.4 times as far as those learned. The papers' centre crop of images is left out. The Gaussians are accumulated in one pass (`parts/gaussian.py`)
-instead of from stored embeddings, and the distance is taken by Cholesky factors instead of inverses.
+Differs from the paper: epsilon counts for features that vary as the paper's do (`parts/patches.py`, RECTIFIED). Added
+to the offline backbone's, of a variance of some 50, it would regularise nothing: with 188 good images of *bottle*
+held-out ones lay 1.4 times as far as those learned. The papers' centre crop of images is left out. The Gaussians are
+accumulated in one pass (`parts/gaussian.py`) instead of from stored embeddings, and the distance is taken by Cholesky
+factors instead of inverses.
 
 Shapes: n images, p = h * w positions, c channels kept.
 """

@@ -6,9 +6,9 @@ precision C^-1 is thereby approximated at rank k by W (W^T C W)^-1 W^T: only k x
 and kept. The map is the Mahalanobis distance, upsampled and smoothed (sigma 4); the image's score is its maximum.
 
 Differs from the paper: covariances are divided by n - 1, not by n, and epsilon counts for features that vary as the
-paper's do, both as in `padim`; the distance is taken by Cholesky
-factors instead of inverses. epsilon on the diagonal of W^T C W is the paper's epsilon on that of C, since W^T W = I.
-With as many dimensions as channels W is a rotation, and the distances are those of all channels.
+paper's do, both as in `padim`; the distance is taken by Cholesky factors instead of inverses. epsilon on the diagonal
+of W^T C W is the paper's epsilon on that of C, since W^T W = I. With as many dimensions as channels W is a rotation,
+and the distances are those of all channels.
 
 Shapes: n images, p = h * w positions, c channels of the layers together, k dimensions of the embedding.
 """

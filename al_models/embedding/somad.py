@@ -10,11 +10,12 @@ units start as the mean over images of the features at their place. Defaults, ra
 published code (ddzxlining/SOMAD), which trains a 56 x 56 map at 224 px, one unit for each position; the paper's own
 text could not be consulted, so where it differs from that code this is our reading.
 
-Differs from that code: units without patches are left out before the nearest are sought (there: among the nearest,
-and a patch with none left gets the largest distance of the whole test set); patches are matched with the final units
-(there: with those one epoch older); features are upsampled with align_corners=False. As there, epsilon on the diagonal
-is all that regularises a unit of fewer patches than channels, and such units decide the image score; `shrink=True`
-shrinks their covariances (`grid`, four epochs: image AUROC 98.9 with, 91.9 without).
+Differs from that code: units without patches are left out before the nearest are sought (there: among the nearest, and
+a patch with none left gets the largest distance of the whole test set); patches are matched with the final units
+(there: with those one epoch older); features are upsampled with align_corners=False. Epsilon counts for features that
+vary as the papers' do (`parts/patches.py`, RECTIFIED); as there, it is all that regularises a unit of fewer patches
+than channels, and such units decide the image score; `shrink=True` shrinks their covariances (`grid`, four epochs:
+image AUROC 98.9 with, 91.9 without).
 
 Shapes: n images, m patches, c channels kept, u units, k nearest units.
 """

@@ -17,8 +17,8 @@ Windows of any grid are found by division, so that a vision transformer's 14 or 
 standardised on the good images: the offline backbone's vary by 5 to 7, and at the authors' rate the output would take
 thousands of steps to grow to them. For the same reason the length of an error is the root of its mean square over the
 channels, not of the sum: the head that predicts it begins near 0, and would have to grow to the root of their number.
-Position codes are learned, as the authors' names say; their code leaves them as first drawn.
-They turn the training images by up to 10 degrees and crop them, which stored features do not allow.
+Position codes are learned, as the authors' names say; their code leaves them as first drawn. They turn the training
+images by up to 10 degrees and crop them, which stored features do not allow.
 
 Shapes: n images, c channels of the stacked features, d of a token, g positions a side, w windows, s tokens a window.
 """

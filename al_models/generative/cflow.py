@@ -12,10 +12,11 @@ the position; Adam at 2e-4, 2 meta-epochs of warm-up, then a cosine, over 25 met
 learned in steps of 256 positions' vectors; layers of stride 8, 16 and 32; loss -log sigmoid of the log-likelihood a
 channel.
 
-Ours: layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED). A step takes 8 positions of all 32 images instead of 256 vectors drawn from anywhere in them. The hidden layer's
-product with the position vector, most of its input, is then made once a position and not once a vector: a fourth of the
-work. The likelihood that counts as fully good is the highest of the training images; the authors take that of the test
-images, which a line in production does not have.
+Ours: layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED). A step takes 8 positions
+of all 32 images instead of 256 vectors drawn from anywhere in them. The hidden layer's product with the position
+vector, most of its input, is then made once a position and not once a vector: a fourth of the work. The likelihood that
+counts as fully good is the highest of the training images; the authors take that of the test images, which a line in
+production does not have.
 
 Shapes: n images, p = h * w positions, c channels, d numbers of the position vector.
 """
