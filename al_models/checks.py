@@ -22,12 +22,13 @@ import numpy as np
 import safetensors.numpy
 import torch
 from scipy.ndimage import gaussian_filter
-from scipy.stats import spearmanr
+from scipy.stats import binom, spearmanr
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from al_models.detector import FLOAT16_MAX, Detector
 from al_models.errors import InvalidInput, ModelsError, NotFitted
 from al_models.parts import backbone
+from al_models.parts.frame import RIM, peaks_at_rim
 from al_models.parts.sources import MemorySource
 from al_models.registry import detector_class
 from al_models.types import ImageBatch, ImageSource, Prediction, Runtime
@@ -291,6 +292,15 @@ def higher_is_more_anomalous(make: Make, images: CheckImages) -> None:
         assert score > median, f"anomalous image {row} scores {score:.4g}, the median good image {median:.4g}"
 
 
+def good_textures_score_highest_anywhere(make: Make, images: CheckImages) -> None:
+    """The maxima of good textures lie at the rim no more often than chance lets twice its share of the area bring."""
+    fitted = _fitted(make, images)
+    good = _texture(_TEXTURES, fitted.image_size, np.random.default_rng(1))
+    peaks, area = peaks_at_rim(_predict(fitted, good).maps).sum(), 1 - (1 - 2 * RIM) ** 2
+    most = binom.ppf(0.99, _TEXTURES, 2 * area)
+    assert peaks <= most, f"{peaks} of {_TEXTURES} good images have their maximum at the rim; {most:.0f} are allowed"
+
+
 def batch_size_changes_nothing(make: Make, images: CheckImages) -> None:
     """Images read one by one, or all at once, give the same in fit and in predict, up to rounding."""
     make = _brief(make)
@@ -408,6 +418,7 @@ CHECKS: list[Check] = [
     prediction_ids_match,
     arrays_predict_as_a_source_does,
     higher_is_more_anomalous,
+    good_textures_score_highest_anywhere,
     batch_size_changes_nothing,
     order_of_images_changes_nothing_in_predict,
     features_at_another_scale_rank_all_the_same,
@@ -484,6 +495,7 @@ def _read(detector: Detector, images: np.ndarray) -> ImageBatch:
 
 _reads: dict[tuple[object, ...], ImageBatch] = {}
 _READS = 16
+_TEXTURES = 24
 
 
 def _predict(detector: Detector, images: np.ndarray, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008 (frozen)

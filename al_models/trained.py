@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,14 +20,19 @@ from torch import Tensor, nn
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.parts.epochs import Epochs, collected, moved
+from al_models.parts.frame import LOOKED_AT, FrameMoments, levelled
 from al_models.parts.patches import layer_scales
 from al_models.parts.train import Draw, TrainPlan, Turn, hold_out, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
+if TYPE_CHECKING:
+    from al_models.parts.sources import Images
+
 
 @dataclass(kw_only=True)
 class TrainedDetector(Detector):
-    """Learned: `network_`, `curve_` (looks, 3: step, training loss, held-out loss), and what the method sets up."""
+    """Learned: `network_`, `curve_` (looks, 3: step, training loss, held-out loss), what the method sets up, and with
+    a `frame` its levels `frame_` (2, g, g)."""
 
     traits: ClassVar[Traits] = Traits(trains=True)
     training: ClassVar[Mapping[str, Any]] = {}
@@ -43,6 +48,9 @@ class TrainedDetector(Detector):
     the best weights kept; None: learn from all images and for all epochs."""
     max_minutes: float | None = None
     """Minutes of training after which to stop; None: no limit."""
+    frame: float = 0.0
+    """Share of the side, along the rim, in which maps are brought to the level of the inside (`parts/frame.py`); an
+    image's score is then its map's maximum. 0: the method's own maps and scores."""
 
     @abstractmethod
     def _network(self) -> nn.Module:
@@ -95,6 +103,29 @@ class TrainedDetector(Detector):
         self.network_ = network
         self.curve_ = np.array(history.losses, np.float32)  # (looks, 3)
 
+    def fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
+        """Learn from good images, and then how their maps behave along the rim. Raises InvalidInput."""
+        if not 0 <= self.frame < 0.5:
+            raise InvalidInput(
+                f"frame={self.frame} was given; give a share of the side, from 0 (no frame) to below 0.5"
+            )
+        source = self._source(images, runtime)
+        super().fit(source, runtime)
+        if self.frame:
+            self._learn_frame(source, runtime)
+        return self
+
+    def _learn_frame(self, source: ImageSource, runtime: Runtime) -> None:
+        rows = list(range(0, len(source), -(-len(source) // LOOKED_AT)))
+        moments = FrameMoments()
+        for start in range(0, len(rows), source.batch_size):
+            batch = moved(source.read(rows[start : start + source.batch_size]), runtime.device)
+            with torch.no_grad():
+                moments.update(self._judge(self.network_, batch)[0])
+            done = min(start + source.batch_size, len(rows))
+            runtime.progress(f"fit {type(self).__name__}: frame", done, len(rows))
+        self.frame_ = moments.levels(self.frame).cpu()
+
     def _plan(self, per_epoch: int) -> TrainPlan:
         """`per_epoch`: steps an epoch."""
         return TrainPlan(
@@ -109,7 +140,8 @@ class TrainedDetector(Detector):
 
     def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Maps (n, size, size) and scores (n,), the features in float32."""
-        return self._judge(self.network_, batch)
+        maps, scores = self._judge(self.network_, batch)
+        return with_maximum(levelled(maps, self.frame_)) if self.frame else (maps, scores)
 
     @torch.no_grad()
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:

@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import HeldOutPixels
+from al_models.parts.frame import peaks_at_rim
 from storage.store import Draft, Store
 from tasks.compute import detector_of, runtime_of
 from tasks.fit import load_model, method_code, source_for
@@ -30,8 +31,9 @@ from tasks.steps import GPU, retry_passing, run_step, step_key
     retry_condition_fn=retry_passing,
 )
 def calibrate(cell: Cell, validated: Validated, features: str | None, model: str) -> str:
-    """Key of the calibration: in its manifest, the scores and the largest map values of the held-out good images;
-    beside it, all map values, from which other maps get p-values (`held_out_pixels`)."""
+    """Key of the calibration: in its manifest, the scores and the largest map values of the held-out good images, and
+    which of these lie at the rim; beside it, all map values, from which other maps get p-values (`held_out_pixels`).
+    """
     store = Store(validated.category.store)
     code = method_code(__name__, detector_of(cell))
     key = step_key("calibrations", cell.dataset, cell.category, model=model, code=code)
@@ -45,14 +47,15 @@ def _calibrate(
     detector = load_model(store, model, cell)
     ids = store.get(model).meta["held_out"]
 
-    def look(batch_size: int) -> tuple[dict[str, list[float]], HeldOutPixels]:
+    def look(batch_size: int) -> tuple[dict[str, list[Any]], HeldOutPixels]:
         pixels = HeldOutPixels()
-        seen: dict[str, list[float]] = {"scores": [], "map_maxima": []}
+        seen: dict[str, list[Any]] = {"scores": [], "map_maxima": [], "at_rim": []}
         source = source_for(detector, validated, features, ids, batch_size)
         for part in detector.predict_batches(source, runtime_of(cell)):
             maps = part.maps.astype(np.float16)  # as test maps are stored: a threshold in between would favour a side
             seen["scores"] += part.scores.tolist()
             seen["map_maxima"] += maps.max(axis=(1, 2)).tolist()
+            seen["at_rim"] += peaks_at_rim(maps).tolist()
             for image_id, one in zip(part.ids, maps, strict=True):
                 if image_id not in pixels.ids:  # equal content, equal map
                     pixels.add(image_id, one)

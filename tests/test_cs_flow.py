@@ -54,7 +54,7 @@ def coupling(channels=5, hidden=6):
 
 
 def quick(**changes):
-    return CsFlow(**({"image_size": 128} | CsFlow.quick | changes))
+    return CsFlow(**({"image_size": 128, "frame": 0.0} | CsFlow.quick | changes))
 
 
 @pytest.fixture(scope="module")

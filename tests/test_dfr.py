@@ -39,7 +39,7 @@ def features(n=5, seed=0, rank=3, batch_size=4):
 
 def dfr(**params):
     # A region a pixel and no smoothing: what comes out are the residuals themselves.
-    return Dfr(**{"layers": (1, 2), "image_size": SIZE, "region": 1, "epochs": 1, **params})
+    return Dfr(**{"layers": (1, 2), "image_size": SIZE, "region": 1, "epochs": 1, "frame": 0.0, **params})
 
 
 def test_the_network_is_that_of_the_authors_code():

@@ -48,6 +48,8 @@ class Bench:
     root: Path
     store: Store
     held_out: int = ENOUGH
+    at_rim: int = 0
+    """Held-out images whose highest value lies at the rim."""
     dataset: str = "mvtec_ad"
     method: str = "padim"
     good: str = "good"
@@ -78,7 +80,9 @@ class Bench:
         model = self._output("models", lambda draft: {"fitted_on": ["0", "1", "2"]})
         values = [round(0.01 * (i + 1), 2) for i in range(self.held_out)]
         ids = [f"held-out-{i}" for i in range(self.held_out)]
-        calibration = self._output("calibrations", lambda d: {"ids": ids, "scores": values, "map_maxima": values})
+        at_rim = [i < self.at_rim for i in range(self.held_out)]
+        held_out = {"ids": ids, "scores": values, "map_maxima": values, "at_rim": at_rim}
+        calibration = self._output("calibrations", lambda d: held_out)
         maps = self._output("maps", lambda draft: self._predict(draft, validated, map_of))
         cell = Cell(self.dataset, "part", self.method, {"image_size": SIDE}, false_reject_rate=rate)
         return evaluate.fn(cell, validated, None, model, calibration, maps)
@@ -262,6 +266,15 @@ def test_the_threshold_comes_from_held_out_images_alone(bench: Bench) -> None:
     images = bench.images(record)
     assert images.loc["part/test/dent/0.png", "p_value"] == pytest.approx(1 / 20)
     assert images.loc["part/test/good/0.png", "p_value"] == pytest.approx(16 / 20)
+
+
+@pytest.mark.parametrize(("peaks", "told"), [(10, True), (9, False)])
+def test_good_images_that_score_highest_at_the_rim_are_told(bench: Bench, peaks: int, told: bool) -> None:
+    bench.held_out, bench.at_rim = 20, peaks  # the rim is 23 % of the area: twice that are 9.4 of 20
+    record = bench.judge(lambda sample: np.zeros((SIDE, SIDE)))
+    assert record.calibration["at_rim"] == {"peaks": peaks, "images": 20, "area": pytest.approx(0.234375)}
+    sentences = [text for text in record.warnings if text.startswith("good images score highest at the rim: ")]
+    assert [f"{peaks} of 20" in text and "frame = 0.125" in text for text in sentences] == [True] * told
 
 
 def test_another_rate_is_another_evaluation_of_the_same_maps(bench: Bench) -> None:

@@ -32,7 +32,8 @@ class Given(ImageSource):
 
 def favae(**params):
     return Favae(
-        **{"layers": (1, 2), "image_size": SIZE, "width": 4, "latent": 3, "epochs": 2, "batch_size": 2} | params
+        **{"frame": 0.0, "layers": (1, 2), "image_size": SIZE, "width": 4, "latent": 3, "epochs": 2, "batch_size": 2}
+        | params
     )
 
 

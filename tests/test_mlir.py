@@ -14,7 +14,7 @@ from al_models.parts.sources import MemorySource
 from al_models.types import Runtime
 
 SIZE = 64
-SMALL = {"image_size": SIZE, "layers": (2, 3), "latent": 3, "width": 8, "epochs": 1}
+SMALL = {"image_size": SIZE, "layers": (2, 3), "latent": 3, "width": 8, "epochs": 1, "frame": 0.0}
 
 
 def images(n=3, seed=0):

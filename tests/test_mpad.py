@@ -38,7 +38,16 @@ def features(n=5, seed=0):
 
 def mpad(**params):
     return Mpad(
-        **{"layers": (1, 2), "image_size": 32, "width": 8, "latent": 4, "prototypes": 5, "epochs": 2, "batch_size": 2}
+        **{
+            "frame": 0.0,
+            "layers": (1, 2),
+            "image_size": 32,
+            "width": 8,
+            "latent": 4,
+            "prototypes": 5,
+            "epochs": 2,
+            "batch_size": 2,
+        }
         | params
     )
 

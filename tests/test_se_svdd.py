@@ -33,7 +33,8 @@ def features(n=5, seed=0):
 
 def svdd(**params):
     return SeSvdd(
-        **{"layers": (1, 2), "image_size": 32, "width": 8, "dimensions": 5, "epochs": 3, "batch_size": 2} | params
+        **{"frame": 0.0, "layers": (1, 2), "image_size": 32, "width": 8, "dimensions": 5, "epochs": 3, "batch_size": 2}
+        | params
     )
 
 

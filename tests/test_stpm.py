@@ -20,7 +20,7 @@ def noise(n, seed=0):
 
 
 def quick(**params):
-    return Stpm(**{"image_size": SIZE, **Stpm.quick, "epochs": 1, **params})
+    return Stpm(**{"image_size": SIZE, **Stpm.quick, "epochs": 1, "frame": 0.0, **params})
 
 
 def batch(detector, images):

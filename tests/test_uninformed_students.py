@@ -29,7 +29,7 @@ def noise(n, seed=0):
 
 
 def quick(**params):
-    small = {"image_size": SIZE, "receptive_fields": (17,), "teacher_epochs": 1, "epochs": 1}
+    small = {"image_size": SIZE, "receptive_fields": (17,), "teacher_epochs": 1, "epochs": 1, "frame": 0.0}
     return UninformedStudents(**UninformedStudents.quick | small | params)
 
 

@@ -15,7 +15,7 @@ from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource, Runtime
 
 SIDE = 8
-SMALL = {"dim": 16, "heads": 2, "depth": 1, "epochs": 1, "image_size": 32, "layers": (1, 2)}
+SMALL = {"dim": 16, "heads": 2, "depth": 1, "epochs": 1, "image_size": 32, "layers": (1, 2), "frame": 0.0}
 
 
 class Features(ImageSource):

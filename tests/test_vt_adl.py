@@ -15,7 +15,8 @@ from al_models.errors import InvalidInput
 from al_models.parts.losses import ssim_loss
 from al_models.types import ImageBatch
 
-SMALL = {"image_size": 32, "patch": 8, "dim": 16, "depth": 1, "heads": 2, "hidden": 8, "gaussians": 3, "epochs": 1}
+SIZES = {"image_size": 32, "patch": 8, "dim": 16, "depth": 1, "heads": 2, "hidden": 8, "gaussians": 3}
+SMALL = SIZES | {"epochs": 1, "frame": 0.0}
 
 
 def images(n=2, size=32, seed=0):

@@ -13,7 +13,9 @@ Differs: layers finer than the regions are averaged over them and coarser ones u
 to the interpolation's blur the same, without maps at image size. Channels are standardised by the good images' mean and
 deviation; the authors' code leaves them as they are, and PCA and loss then hear the loud channels only. The principal
 components are those of all training images, not of ten. The residual is averaged over channels, as in the code; the
-paper's sum is c times as much. The image score, which the paper leaves open, is the map's maximum.
+paper's sum is c times as much. The image score, which the paper leaves open, is the map's maximum. Along the rim, maps
+are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score;
+`frame=0` is the paper's form.
 
 Shapes: n images, p = h * w regions, c channels of all layers, d of the bottleneck.
 """
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import as_vectors, on_device, stack_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -108,6 +111,7 @@ class Dfr(FeatureTrainedDetector):
     epochs: int = 700
     batch_size: int = 4
     learning_rate: float = 1e-4
+    frame: float = FRAME
     sigma: float = 0.0
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:

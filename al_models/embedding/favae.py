@@ -17,7 +17,9 @@ network on the same sizes. Feature channels are standardised by the good images'
 default backbone have deviations around 10, and beside them the image and the divergence would count for nothing. There,
 10,000 turned and flipped images are an epoch; here the images as they are, since features come from a store, so batches
 are smaller and the rate is 1e-3. The map is divided by the number of channels; the image score is its maximum. A step
-takes half a second an image on one core, a fifteenth of it with `width=32`.
+takes half a second an image on one core, a fifteenth of it with `width=32`. Along the rim, maps are brought to the
+level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the
+paper's form.
 
 Shapes: n images, c channels, s side of the VAE's image, z numbers of the latent vector.
 """
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_moments, standard_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -132,6 +135,7 @@ class Favae(FeatureTrainedDetector):
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
+    frame: float = FRAME
     sigma: float = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:

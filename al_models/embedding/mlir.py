@@ -14,7 +14,9 @@ and that one adaptive attention weighs the levels of both. The rest is our readi
   inverses. It begins equal and goes to the levels that good images can be made again at, where a difference means most;
   no level can be neglected, as learned weights would neglect the hard ones;
 - channels are standardised on the good images, and a level's difference is the mean square over its channels;
-- the decoder, the loss (the weighted differences and the mean squared error of the pixels) and the training.
+- the decoder, the loss (the weighted differences and the mean squared error of the pixels) and the training. Along the
+  rim, maps are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide
+  the score; `frame=0` is the paper's form.
 
 Shapes: n images, l levels, c channels of a level, d of the code; features (n, c, h, w), differences (n, h, w).
 """
@@ -31,6 +33,7 @@ from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
 from al_models.parts.backbone import cached_backbone, standardised
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
@@ -122,6 +125,7 @@ class Mlir(FeatureTrainedDetector):
     epochs: int = 40
     batch_size: int = 8
     learning_rate: float = 1e-3
+    frame: float = FRAME
     sigma: float = SIGMA
 
     def _network(self) -> nn.Module:

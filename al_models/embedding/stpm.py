@@ -14,7 +14,9 @@ Ours: EfficientNet-Lite0, the backbone that needs no download, is teacher and st
 paper's). The map is the product's root of the number of layers, their geometric mean: all pixels and scores keep their
 order, while products of three small distances would be lost where maps are stored in half precision. 10 % of the images
 are held out and judged by the loss (the authors' code: 20 %, by the mean of the map). The authors' code leaves out the
-factor one half in the loss and multiplies the maps at a quarter of the image's size.
+factor one half in the loss and multiplies the maps at a quarter of the image's size. Along the rim, maps are brought to
+the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is
+the paper's form.
 
 Shapes: n images, c channels of a layer, h x w positions of a layer.
 """
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.parts.backbone import standardised, untrained
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
@@ -56,6 +59,7 @@ class Stpm(FeatureTrainedDetector):
     weight_decay: float = 1e-4
     patience: int | None = 100
     """As in the base; as many epochs as there are, so that nothing stops early and the best weights are kept."""
+    frame: float = FRAME
     sigma: float = 0.0
     """Gaussian smoothing of each layer's map, in pixels; the paper's is 0."""
 

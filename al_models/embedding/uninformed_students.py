@@ -20,7 +20,9 @@ AUROC was 63 instead of 81 after some 340 steps (backbone: 89 after 2,000 of a n
 the mean squared correlation of two components (the paper adds up signed ones). Density comes by dilation, which gives
 the same numbers as the paper's rearrangement. For a CPU, defaults are a quarter of the paper's width, descriptors at
 every fourth pixel, and of each image a random square of 64 pixels a step, which takes one core 0.6 s: `width=128,
-stride=1, crop=None` are the paper's. 32 good images at most give the moments of error and variance.
+stride=1, crop=None` are the paper's. 32 good images at most give the moments of error and variance. Along the rim, maps
+are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score;
+`frame=0` is the paper's form.
 
 Shapes: n images, d numbers a descriptor, s patch sizes, m students, h x w positions, every `stride` pixels.
 """
@@ -40,6 +42,7 @@ from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput, unknown
 from al_models.parts.backbone import standardised
 from al_models.parts.epochs import Epochs, moved
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import channel_moments, stack_layers, standard_layers
 from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
@@ -216,6 +219,7 @@ class UninformedStudents(FeatureTrainedDetector):
     """As in the base, for the students; as many epochs as there are, so that nothing stops early."""
     max_minutes: float | None = None
     """As in the base; the teachers take a third of it at most."""
+    frame: float = FRAME
     sigma: float = 0.0
     """Gaussian smoothing of the map, in pixels; the paper's is 0."""
 

@@ -18,7 +18,9 @@ standardised on the good images: the offline backbone's vary by 5 to 7, and at t
 thousands of steps to grow to them. For the same reason the length of an error is the root of its mean square over the
 channels, not of the sum: the head that predicts it begins near 0, and would have to grow to the root of their number.
 Position codes are learned, as the authors' names say; their code leaves them as first drawn. They turn the training
-images by up to 10 degrees and crop them, which stored features do not allow.
+images by up to 10 degrees and crop them, which stored features do not allow. Along the rim, maps are brought to the
+level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the
+paper's form.
 
 Shapes: n images, c channels of the stacked features, d of a token, g positions a side, w windows, s tokens a window.
 """
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import on_device, stack_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -156,6 +159,7 @@ class Utrad(FeatureTrainedDetector):
     epochs: int = 150
     batch_size: int = 2
     learning_rate: float = 1e-4
+    frame: float = FRAME
     sigma: float = 0.0
     """Of a Gaussian that smooths the map, in pixels; the authors use none."""
 

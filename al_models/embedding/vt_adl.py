@@ -20,7 +20,9 @@ or the places alone fill them. Three things differ because the likelihood else s
 - it is that of the mixture; the authors' code averages the Gaussians' own, a bound. Gaussians are round, with one
   variance each, which as in their code is never below 1.
 The authors' summary is a capsule layer; routed to a single capsule it is a linear map, which ours is. The decoder has
-their number of layers and channels, at sizes that grow evenly to any image size. The score is the map's maximum.
+their number of layers and channels, at sizes that grow evenly to any image size. The score is the map's maximum. Along
+the rim, maps are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would
+decide the score; `frame=0` is the paper's form.
 
 On textures it stays far behind (*grid*: 75 pixel AUROC, and less with more training): nearly all variance of the codes
 lies in a few directions, and defects in others, which round Gaussians do not weigh (`tests/benchmarks/README.md`).
@@ -40,6 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parts.frame import FRAME
 from al_models.parts.losses import ssim_loss
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.trained import TrainedDetector, with_maximum
@@ -199,6 +202,7 @@ class VtAdl(TrainedDetector):
     batch_size: int = 8
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
+    frame: float = FRAME
     sigma: float = SIGMA
 
     def _network(self) -> nn.Module:

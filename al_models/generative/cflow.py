@@ -16,7 +16,8 @@ Ours: layers are brought to the scale of the papers' features (`parts/patches.py
 of all 32 images instead of 256 vectors drawn from anywhere in them. The hidden layer's product with the position
 vector, most of its input, is then made once a position and not once a vector: a fourth of the work. The likelihood that
 counts as fully good is the highest of the training images; the authors take that of the test images, which a line in
-production does not have.
+production does not have. Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`):
+on a texture, the rim would decide the score; `frame=0` is the paper's form.
 
 Shapes: n images, p = h * w positions, c channels, d numbers of the position vector.
 """
@@ -35,6 +36,7 @@ from torch.nn import functional as F
 from al_models.errors import InvalidInput
 from al_models.parts.coupling import Flow, HalfCoupling, Rotation, Scale, log_likelihood
 from al_models.parts.epochs import Epochs, moved
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import unit_layers
 from al_models.parts.train import Draw, TrainPlan
@@ -140,6 +142,7 @@ class Cflow(FeatureTrainedDetector):
     """Largest log-scale of a coupling."""
     step_positions: int = 8
     """Positions learned in a step: with 32 images 256 vectors, as in the paper."""
+    frame: float = FRAME
     sigma: float = 0.0
     """Gaussian smoothing of the map, in pixels; the paper has none."""
 

@@ -13,9 +13,12 @@ finest scale's alone, upsampled without smoothing.
 
 Ours: images of 256 px and the stage at stride 16 of EfficientNet-Lite0 (112 channels, 16 x 16 positions at full size)
 instead of 768 px and EfficientNet-B5 (304 channels at stride 32, 24 x 24 positions); smaller copies of the image are
-antialiased, where the authors' take every second pixel. Features are standardised on the good images, since their
-scale differs from backbone to backbone: couplings begin as the identity, so that with Lite0's deviation of 5 a training
-would begin at a loss of 19 and first learn to divide. z is not cut off at a million.
+antialiased, where the authors' take every second pixel. Features are standardised on the good images, since their scale
+differs from backbone to backbone: couplings begin as the identity, so that with Lite0's deviation of 5 a training would
+begin at a loss of 19 and first learn to divide. z is not cut off at a million. Along the rim, the map is brought to the
+level that good images have inside (`parts/frame.py`), and the image's score is its maximum: at 256 px z squared is 2.5
+times as large at the rim as inside, and half its mean over all scales, the paper's score, which `frame=0` gives, tells
+of little else.
 
 Shape letters: n images, c channels, h x w positions, s scales from the finest to the coarsest.
 """
@@ -33,6 +36,7 @@ from torch.nn import functional as F
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector
 from al_models.types import SCALE_STEP, FeatureSpec, ImageBatch, ImageSource, Runtime, Traits
@@ -116,6 +120,7 @@ class CsFlow(FeatureTrainedDetector):
     """Channels inside the subnets."""
     clamp: float = 3.0
     """Largest log-scale of a coupling."""
+    frame: float = FRAME
     sigma: float = 0.0
     """Of the map's smoothing, in pixels; the paper smooths nothing."""
     epochs: int = 240

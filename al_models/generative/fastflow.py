@@ -15,7 +15,8 @@ loss: weights that shrink are taken back by the flow, whose log-determinant then
 after some 1/learning_rate steps. On `grid` that gave 98.2 / 98.1 / 93.3 (image AUROC, pixel AUROC, PRO) after 60 epochs
 and 55.1 / 70.2 / 41.4 after 490; without weights, on one layer at 128 px, 99.0 / 97.1 / 90.0 after 190 epochs where it
 was 80.7 / 78.1 / 52.1. A likelihood is given as exp(-mean z^2 / 2), as those implementations do, and the map is 1 minus
-its mean over the layers, so that 0 is the likeliest.
+its mean over the layers, so that 0 is the likeliest. Along the rim, maps are brought to the level that good images have
+inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the paper's form.
 
 Shapes: n images, c channels, h x w positions.
 """
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
 from al_models.parts.coupling import Flow, HalfCoupling, Permutation, Scale, Subnet
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
@@ -83,6 +85,7 @@ class Fastflow(FeatureTrainedDetector):
     """Whether all subnets are of 3x3 convolutions, which the paper takes for small backbones such as ResNet-18."""
     clamp: float = 2.0
     """Largest log-scale of a coupling."""
+    frame: float = FRAME
     sigma: float = 0.0
     """Gaussian smoothing of the map, in pixels; the paper has none."""
 

@@ -5,9 +5,9 @@ The idea, all that is certain: an auto-encoder on pretrained features of several
 by their K-means prototypes, so that the decoder is never told of what good images do not contain; the map is the
 residual of the features over the scales. The published PRO on MVTec AD, 95.5, is the highest of the survey.
 
-Our reading of all else. Each scale (layer) has an auto-encoder of its own: 3 x 3 convolution to `width` channels,
-batch norm, ReLU, 1 x 1 to the latent vector of a position; the decoder mirrors it. Each latent vector is replaced by
-the nearest of the scale's prototypes before it is decoded, in training as in prediction, and gradients pass straight
+Our reading of all else. Each scale (layer) has an auto-encoder of its own: 3 x 3 convolution to `width` channels, batch
+norm, ReLU, 1 x 1 to the latent vector of a position; the decoder mirrors it. Each latent vector is replaced by the
+nearest of the scale's prototypes before it is decoded, in training as in prediction, and gradients pass straight
 through the replacement (van den Oord et al. 2017, arXiv:1711.00937). The first prototypes are drawn from the first
 batch's latent vectors; after that, assignment and training alternate step by step: each step assigns its latent vectors
 with the prototypes as they are, moves each prototype towards the mean of those assigned to it (K-means by exponential
@@ -16,7 +16,8 @@ nothing came is set onto a random latent vector of the batch. The loss is the me
 `commitment` times the mean squared distance of latent vectors to their prototypes. Channels are standardised by the
 good images' mean and deviation, and a scale's residual is the mean over its channels, so that every scale counts alike.
 The map is the sum of the upsampled residuals, smoothed with sigma 4 as all methods of its group do; the image score is
-its maximum.
+its maximum. Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`): on a texture,
+the rim would decide the score; `frame=0` is the paper's form.
 
 Shapes: n images, c channels, h x w positions of a scale, k prototypes of d numbers.
 """
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
+from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
 from al_models.parts.patches import as_vectors, channel_moments, standard_layers
@@ -133,6 +135,7 @@ class Mpad(FeatureTrainedDetector):
     """Weight of the latent vectors' distance to their prototypes."""
     epochs: int = 100
     batch_size: int = 8
+    frame: float = FRAME
     sigma: float = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:

@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import p_values
 from al_models.metrics import PixelCounts, aupimo, image_metrics
+from al_models.parts.frame import RIM
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
@@ -34,6 +35,8 @@ from tasks.predict import read_scores
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import accepted_samples
 
+_ENOUGH_PEAKS = 10
+"""Held-out good images from which on it is told where they score highest."""
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "prefect", "great-expectations")
 
 
@@ -142,7 +145,12 @@ def _evaluate(
         "ids": [sample.id for sample in samples],
         "metrics": metrics,
         "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
-        "calibration": {**_deciding(decides), "rates": promises, "false_alarms": alarms_of(counted.alarms)},
+        "calibration": {
+            **_deciding(decides),
+            "rates": promises,
+            "false_alarms": alarms_of(counted.alarms),
+            "at_rim": _at_rim(held_out),
+        },
         "counts": _counts(validated, samples, len(held_out["ids"])),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -152,6 +160,24 @@ def _deciding(promise: dict[str, Any]) -> dict[str, Any]:
     """The thresholds that decide, and what that of images did."""
     did = {name: value for name, value in promise["image"].items() if name.startswith(("false_reject_", "miss_"))}
     return {"image": promise["image"], "pixel": promise["pixel"], "realised": did}
+
+
+def _at_rim(held_out: Mapping[str, Any]) -> dict[str, float]:
+    """Held-out good images with their highest value at the rim, all of them, and the rim's share of the area."""
+    peaks = held_out.get("at_rim", [])
+    return {"peaks": sum(peaks), "images": len(peaks), "area": 1 - (1 - 2 * RIM) ** 2}
+
+
+def _doubt_of_rim(found: Mapping[str, float]) -> list[str]:
+    """A sentence, where more than twice as many good images as the area lets expect score highest at the rim."""
+    peaks, images, area = found["peaks"], found["images"], found["area"]
+    if images < _ENOUGH_PEAKS or peaks <= 2 * area * images:
+        return []
+    return [
+        f"good images score highest at the rim: {peaks} of {images} held-out ones within a sixteenth of the side from "
+        f"it, which is {area:.0%} of the area, so that image scores tell of the rim and not of the part; give the "
+        "method a frame (frame = 0.125) where it has that parameter, or take another method"
+    ]
 
 
 def _scores(store: Store, predicted: Artifact, samples: list[Sample]) -> np.ndarray:
@@ -254,7 +280,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         facts=model.get("facts", {}),
         losses=model.get("losses", []),
         updated_from=model.get("updated_from"),
-        warnings=model.get("warnings", []),
+        warnings=[*model.get("warnings", []), *_doubt_of_rim(found.meta["calibration"]["at_rim"])],
         fingerprints={
             "data": validated.fingerprint,
             "code": method_code(__name__, detector),

@@ -1,0 +1,75 @@
+"""The frame: what lies along the rim of a map, brought to the level that good images have inside.
+
+A network sees its padding there, and what it learns from is rarer: on a texture, good images then have their highest
+values at the rim, and their score says nothing of the part. Good images themselves tell how much higher and how much
+wilder a map is at each place of the frame; there it is shifted and shrunk until both are as inside. It is never raised,
+and nothing inside is touched: dividing all of a map by its usual value would raise a calm background over the part.
+
+Shapes: n images, s pixels a side of a map, g cells a side of what is learned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FRAME = 0.125
+"""Width of the frame as a share of the side: 32 of 256 pixels, which all of the padding's effect lies in."""
+RIM = 1 / 16
+"""Width of what is called the rim: 16 of 256 pixels, 23 % of the area."""
+LOOKED_AT = 128
+"""Good images at most that tell the levels."""
+_CELL = 4
+"""Pixels of a map that share their levels."""
+
+
+class FrameMoments:
+    """Mean and spread over good images of each cell of a map, added up batch by batch; two of them can be merged."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.count = 0
+        self.sums = torch.zeros(2, 1, 1, dtype=torch.float64)  # (2, g, g): of values and of their squares
+
+    def update(self, maps: Tensor) -> None:
+        """Take in the maps (n, s, s) of good images."""
+        cells = F.adaptive_avg_pool2d(maps.double()[:, None], max(1, maps.shape[-1] // _CELL))[:, 0]  # (n, g, g)
+        self.sums = self.sums.to(cells.device) + torch.stack([cells.sum(0), cells.square().sum(0)])
+        self.count += len(maps)
+
+    def merge(self, other: FrameMoments) -> None:
+        """Take in all that another one has seen."""
+        self.sums = self.sums + other.sums
+        self.count += other.count
+
+    def levels(self, width: float) -> Tensor:
+        """What to multiply each cell by, and what to add then: float32 (2, g, g); `width` as a share of the side."""
+        mean, square = self.sums / max(1, self.count)
+        spread = (square - mean.square()).clamp(min=0).sqrt()
+        frame = in_frame(len(mean), width).to(mean.device)
+        level, usual = mean[~frame].mean(), spread[~frame].square().mean().sqrt()
+        gain = torch.where(frame & (spread > usual), usual / spread, 1.0)
+        shift = torch.where(frame, torch.minimum(mean, level) - gain * mean, 0.0)
+        return torch.stack([gain, shift]).float()
+
+
+def in_frame(side: int, width: float) -> Tensor:
+    """Which cells of a square lie within `width` of its rim, a share of the side below a half: bool (side, side)."""
+    place = (torch.arange(side) + 0.5) / side
+    near = torch.minimum(place, 1 - place) < width
+    return near[:, None] | near
+
+
+def peaks_at_rim(maps: np.ndarray) -> np.ndarray:
+    """Whether each map (n, s, s) has its largest value in the rim: bool (n,)."""
+    rim = in_frame(maps.shape[1], RIM).numpy().ravel()
+    return rim[maps.reshape(len(maps), -1).argmax(1)]
+
+
+def levelled(maps: Tensor, levels: Tensor) -> Tensor:
+    """Maps (n, s, s) with their frame at the level of the inside, by what `levels` gave."""
+    size = maps.shape[-2:]
+    gain, shift = F.interpolate(levels[None].to(maps.device), size=size, mode="bilinear", align_corners=False)[0]
+    return maps * gain + shift
