@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -46,6 +47,7 @@ ReportOption = Annotated[str, typer.Option(help="Folder the report is written to
 
 def main() -> None:
     """Run the command; what the user can mend is one line, not a traceback. Exit codes: 1 failed, 2 wrong input."""
+    _give_prefect_a_home()
     try:
         app()
     except KeyboardInterrupt:
@@ -55,6 +57,17 @@ def main() -> None:
             raise
         errors.print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _give_prefect_a_home() -> None:
+    """Where the user's own folder takes no files, as in a container, what Prefect keeps lies beside the history."""
+    own, given = Path("~/.prefect").expanduser(), os.environ.get("AL_HOME")
+    if "PREFECT_HOME" in os.environ or os.access(own if own.exists() else own.parent, os.W_OK):
+        return
+    if given:
+        os.environ["PREFECT_HOME"] = str(Path(given).expanduser().absolute() / "prefect")
+    else:  # it warns and goes on without; what needs the folder names AL_HOME
+        warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
 
 def _for_the_user(error: Exception) -> bool:
@@ -184,15 +197,18 @@ def alarms(
     url: Annotated[str, typer.Argument(help="Webhook that each alarm of a night is posted to, as JSON.")],
 ) -> None:
     """Have the Prefect server (PREFECT_API_URL) tell a webhook whenever a night needs a person, or breaks."""
-    from flows.server import ServerError
+    from flows import server
+    from flows.address import check_given
 
-    if "PREFECT_API_URL" not in os.environ:
-        raise ServerError(
+    if not os.environ.get("PREFECT_API_URL"):
+        raise server.ServerError(
             "PREFECT_API_URL is not set: a server that outlives this command tells; start `al serve`, set it"
         )
-    from flows.alerts import tell
+    with server.connected() as api:
+        check_given(api)
+        from flows.alerts import tell
 
-    tell(url)
+        tell(url)
     console.print(f"alarms go to {urlsplit(url).hostname}", soft_wrap=True, highlight=False)  # the rest is a secret
 
 

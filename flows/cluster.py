@@ -25,6 +25,7 @@ from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from flows.runners import ClusterError
+from flows.server import unproxied
 from tasks.evaluate import versions
 from tasks.limits import allow
 from tasks.steps import GPU
@@ -202,6 +203,7 @@ class SameCode(WorkerPlugin):  # type: ignore[misc]
         if differs:
             worker.loop.add_callback(worker.close, reason="other code than the client's")
             raise ClusterError(f"this worker does not run the client's code: {differs}; install the same on both")
+        unproxied()  # it may have been started in a shell of its own
         orchestration.ssl = _SharedTls()
         torch.set_num_threads(self.threads)
         allow(None if self.step_minutes is None else 60 * self.step_minutes)

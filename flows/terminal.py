@@ -38,9 +38,11 @@ def run_flow(
     `ready` raises when the run cannot begin. `runner`: where the steps run; None: where the flow says.
     """
     from flows import server
+    from flows.address import check_given
 
     with server.connected() as url:  # starts in the background, while seconds of imports go on here
         ready()
+        check_given(url)  # before the imports
         module, name = entrypoint.split(":")
         flow = getattr(import_module(module), name)
         asked = {} if runner is None else {"task_runner": runner()}
