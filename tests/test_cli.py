@@ -108,6 +108,8 @@ def test_a_report_is_written_and_named_on_one_line(store: Store, al: Command, tm
     [
         (["--method", "padin"], "unknown method 'padin'; did you mean padim"),
         (["--method", "padim", "--param", "padim.chanels=3"], "'chanels'; did you mean channels?"),
+        (["--method", "padim", "--param", 'padim.image_size="64"'], "padim was given image_size = '64', where a whole"),
+        (["--method", "padim", "--param", "padim.sigma=NaN", "--plan"], "sigma = nan, where a finite number is exp"),
         (["--method", "padim", "--param", "padim.channels"], "expected METHOD.OPTION=VALUE of a method that is run"),
         (["--method", "padim", "--param", "spade.layers=[1]"], "expected METHOD.OPTION=VALUE of a method that is run"),
         (["--false-reject-rate", "7"], "false_reject_rate: Input should be less than 1 (given: 7.0)"),
