@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flows.models_cli import models_app
 from flows.predict_cli import predict
-from flows.terminal import StoreOption, console, errors, opened, percent, run_flow
+from flows.terminal import StoreOption, check_writable, console, errors, opened, percent, run_flow, writing
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -333,7 +333,10 @@ def report_command(store: StoreOption = "al-store", report: ReportOption = "al-r
     from flows.report import pages
     from tasks.report import report as write
 
-    written = pages(opened(store), report, write.fn)
+    found = opened(store)
+    check_writable(report, "--report")
+    with writing(report):
+        written = pages(found, report, write.fn)
     for name, path in (("report", written.report), ("nights", written.nights)):
         if path is not None:
             console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
@@ -386,6 +389,7 @@ def _run_flow(entrypoint: str, run: Run) -> tuple[Any, bool]:
 
     def ready() -> None:
         run.check()
+        run.check_device()
         _check_writable(run)
 
     def runner() -> Any:
@@ -393,7 +397,8 @@ def _run_flow(entrypoint: str, run: Run) -> tuple[Any, bool]:
 
         return runner_for(run)
 
-    return run_flow(entrypoint, run, ready, runner)
+    with writing(run.store, run.report):
+        return run_flow(entrypoint, run, ready, runner)
 
 
 def _check_writable(run: Run) -> None:
@@ -403,10 +408,9 @@ def _check_writable(run: Run) -> None:
 
     try:
         Store(run.store).check_format()
-        Path(run.report).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"store {run.store!r} or report {run.report!r} cannot be written: {error}"
-        raise RunFileError(f"{problem}; give folders that can, with --store and --report") from error
+        raise RunFileError(f"{run.store!r} cannot be written: {error}; give a store that can, with --store") from error
+    check_writable(run.report, "--report")
 
 
 def _show(outcome: Outcome) -> None:
