@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.models_cli import models_app
 from flows.predict_cli import predict
@@ -49,7 +54,8 @@ def main() -> None:
     """Run the command; what the user can mend is one line, not a traceback. Exit codes: 1 failed, 2 wrong input."""
     _give_prefect_a_home()
     try:
-        app()
+        with _interrupts():
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -68,6 +74,32 @@ def _give_prefect_a_home() -> None:
         os.environ["PREFECT_HOME"] = str(Path(given).expanduser().absolute() / "prefect")
     else:  # it warns and goes on without; what needs the folder names AL_HOME
         warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """The first Ctrl-C ends the work in order, which may wait for a step; the second ends the process on the spot. It
+    stays so when the first was pressed, while threads are waited for."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    def second(number: int, frame: FrameType | None) -> None:
+        if sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h")  # the cursor, which a live table hides
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, before)
 
 
 def _for_the_user(error: Exception) -> bool:
@@ -418,15 +450,19 @@ def _show(outcome: Outcome) -> None:
 
     found = ranking(outcome.records)
     names = [name for name in _SHOWN if name in found.metrics]
-    table = Table("rank", "method", *(METRICS[name] for name in names), "seconds", "peak MB", box=None)
+    figures = [Column(head, no_wrap=True) for head in (*(METRICS[name] for name in names), "seconds", "peak MB")]
+    table = Table("rank", Column("method", overflow="fold"), *figures, box=None)
     for row in found.rows:
-        figures = [percent(row.values[name].mean if name in row.values else None) for name in names]
+        values = [percent(row.values[name].mean if name in row.values else None) for name in names]
         cost = ["–" if value is None else f"{value:.0f}" for value in (row.seconds, row.peak_memory_mb)]
-        table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *figures, *cost)
+        table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *values, *cost)
     console.print(table)
+    names_of = {record.cell: row.variant.name for row in found.rows for record in row.variant.records}
+    several = len({record.seed for record in outcome.records}) > 1
     for record in outcome.records:
         if record.status == "failed":
-            cell = f"{record.method} {record.dataset}/{record.category}: {record.reason}"
+            seed = f" seed {record.seed}" if several else ""
+            cell = f"{names_of[record.cell]} {record.dataset}/{record.category}{seed}: {record.reason}"
             errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
 
@@ -435,7 +471,7 @@ def _show_search(outcome: Chosen) -> None:
     for searched in outcome.searched:
         rows = list(searched.rows())
         shown = [name for name in rows[0] if name != "failed"]
-        table = Table(*shown, box=None)
+        table = Table(*(Column(name, overflow="fold") for name in shown), box=None)
         for row in rows:
             table.add_row(*(str(row[name]) for name in shown))
             if row["failed"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from conftest import AL, Command
 
 from al_models.registry import METHODS
 from flows import terminal
+from flows.benchmark import Outcome
+from flows.cli import _show
 from flows.runfile import IngestRun, RunFileError
 from storage.datasets import DATASETS
 from storage.records import RunRecord, write_record
@@ -100,6 +103,29 @@ def test_a_report_is_written_and_named_on_one_line(store: Store, al: Command, tm
     assert code == 0
     assert out == f"report: {tmp_path / 'page' / 'index.html'}\n"
     assert "fit: not in [/0, 1]" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_variants_are_told_apart_on_80_columns_and_in_what_failed(
+    al: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cells = [(layers, seed) for layers in ([1, 2, 3], [1, 2, 4]) for seed in (0, 1)]
+    metrics = dict.fromkeys(("image_auroc", "pixel_auroc", "pro", "iou_max"), 0.5)
+    common = {"dataset": "mvtec_ad", "category": "grid", "method": "uninformed_students"}
+    done = [
+        RunRecord(cell=f"{layers}{seed}", params={"layers": layers, "crop": layers[2]}, seed=seed, status="done",
+                  metrics=metrics, seconds={"fit": 1.0}, peak_memory_mb=900.0, **common)
+        for layers, seed in cells
+    ]  # fmt: skip
+    failed = RunRecord(cell="f", params={"layers": [9], "crop": 3}, seed=1, status="failed", reason="fit: no", **common)
+    _show(Outcome("index.html", [*done, failed]))
+    out, err = capfd.readouterr()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    # The column of names, folded.
+    folded = re.sub(r"\s+", "", "".join(line[6:32].split("  ")[0] for line in out.splitlines()))
+    assert "layers=[1,2,3]" in folded
+    assert "layers=[1,2,4]" in folded
+    assert err == "failed: uninformed_students (crop=3, layers=[9]) mvtec_ad/grid seed 1: fit: no\n"
 
 
 # what the user can mend
@@ -300,8 +326,9 @@ def test_a_disk_that_is_full_in_the_midst_of_work_is_one_line(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (code, out) == (2, "")
     assert one_line(err).startswith(f"{tmp_path} could not be written: File too large; make room there, or give")
-    with pytest.raises(RunFileError, match=r"al-store or al-report could not be written: No space left on device; make"):
-        with terminal.writing("al-store", "al-report"), open("/dev/full", "w") as full:
+    places = terminal.writing("al-store", "al-report")
+    with pytest.raises(RunFileError, match=r"al-store or al-report could not be written: No space left"), places:  # noqa: SIM117
+        with open("/dev/full", "w") as full:
             full.write("more")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import AL, Command, alone, free_port
+from conftest import AL, Command, alone, eventually, free_port, stop
 
 from flows import server
 from flows.address import problem
@@ -197,3 +198,26 @@ def test_without_a_home_the_history_lies_where_al_home_says(tmp_path: Path) -> N
         env=environment | {"HOME": "/proc/none"}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert ended.stdout.strip() == str(tmp_path / "prefect"), ended.stderr
+
+
+# Ctrl-C
+
+
+@pytest.mark.usefixtures("api")
+def test_a_second_ctrl_c_ends_the_command_on_the_spot(demo_root: Path, tmp_path: Path) -> None:
+    places = ["--store", str(tmp_path / "store"), "--report", str(tmp_path / "report")]
+    options = ["--method", "dfr", "--param", "dfr.image_size=64", "--param", "dfr.epochs=100000"]
+    command = [*AL, "benchmark", "--data", f"mvtec_ad={demo_root}", "--category", "brick", *options, *places]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert eventually(
+            lambda: list(tmp_path.glob("store/**/*checkpoint*")) or process.poll() is not None, within=150
+        )
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+    finally:
+        stop(process)
+    assert process.returncode == 130, said
+    assert len(said.splitlines()) == 1, said  # where to watch it
