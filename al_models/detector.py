@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from annotated_types import Ge
 
 from al_models.errors import InvalidInput, NotFitted
+from al_models.parameters import PositiveInt
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Detector(ABC):
     quick: ClassVar[Mapping[str, Any]] = {}
     """Parameters with which a fit ends in seconds, for contract checks; never used to judge the method."""
 
-    image_size: Annotated[int, Ge(1)] = 256
+    image_size: PositiveInt = 256
     """Side of the square, in pixels, that images are resized to."""
 
     def params(self) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, MinLen
 from torch import Tensor, nn
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.epochs import Epochs, collected, moved
 from al_models.parts.train import Draw, TrainPlan, Turn, hold_out, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
@@ -33,15 +33,15 @@ class TrainedDetector(Detector):
     training: ClassVar[Mapping[str, Any]] = {}
     """Of the paper's `TrainPlan`, beside the fields below: optimiser, schedule, clip and the like."""
 
-    epochs: Annotated[int, Ge(1)] = 100
+    epochs: PositiveInt = 100
     """At most."""
-    batch_size: Annotated[int, Ge(1)] = 32
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-    patience: Annotated[int, Ge(0)] | None = None
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    patience: NonNegativeInt | None = None
     """Looks at held-out good images (10 % of those given; one look an epoch) without improvement after which to stop,
     the best weights kept; None: learn from all images and for all epochs."""
-    max_minutes: Annotated[float, Gt(0)] | None = None
+    max_minutes: PositiveFloat | None = None
     """Minutes of training after which to stop; None: no limit."""
 
     @abstractmethod
@@ -158,7 +158,7 @@ class FeatureTrainedDetector(TrainedDetector):
     h, w), in the order of `layers`."""
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     weights: str | None = None
 
     def feature_spec(self) -> FeatureSpec:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_moments, standard_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -122,9 +123,9 @@ class Favae(FeatureTrainedDetector):
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 8, "latent": 8, "epochs": 4, "batch_size": 3}
 
-    width: int = 128
+    width: PositiveInt = 128
     """Channels of the first convolution."""
-    latent: int = 100
+    latent: PositiveInt = 100
     """Numbers that an image is squeezed into."""
     divergence: float = 1.0
     """Weight of the latent vectors' divergence from a standard normal."""
@@ -132,7 +133,7 @@ class Favae(FeatureTrainedDetector):
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         for name in ("width", "latent"):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from al_models.parameters import NonNegativeFloat
 from al_models.parts.backbone import standardised, untrained
 from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -56,7 +57,7 @@ class Stpm(FeatureTrainedDetector):
     weight_decay: float = 1e-4
     patience: int | None = 100
     """As in the base; as many epochs as there are, so that nothing stops early and the best weights are kept."""
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of each layer's map, in pixels; the paper's is 0."""
 
     def _network(self) -> nn.Module:

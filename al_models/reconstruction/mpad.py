@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
 from al_models.parts.patches import as_vectors, channel_moments, standard_layers
@@ -121,11 +122,11 @@ class Mpad(FeatureTrainedDetector):
         "batch_size": 2,
     }
 
-    width: int = 64
+    width: PositiveInt = 64
     """Channels between the features and the latent vectors."""
-    latent: int = 32
+    latent: PositiveInt = 32
     """Numbers of a latent vector."""
-    prototypes: int = 256
+    prototypes: PositiveInt = 256
     """Of each scale."""
     decay: float = 0.99
     """Of the averages that the prototypes follow, a step."""
@@ -133,7 +134,7 @@ class Mpad(FeatureTrainedDetector):
     """Weight of the latent vectors' distance to their prototypes."""
     epochs: int = 100
     batch_size: int = 8
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         for name in ("width", "latent", "prototypes"):
