@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from annotated_types import Le
 from torch import Tensor
 
 from al_models.detector import Detector
@@ -48,7 +47,7 @@ class Patchcore(Detector):
     weights: str | None = None
     neighbourhood: PositiveInt = 3
     """Side of the square of neighbours that a patch is averaged with."""
-    coreset_ratio: Annotated[PositiveFloat, Le(1)] = 0.1
+    coreset_ratio: PositiveFloat = 0.1
     """Share of the patches that the bank keeps (the paper reports 0.25, 0.1 and 0.01)."""
     projection: PositiveInt | None = None
     """Dimensions of the random projection that the coreset is chosen in; the paper uses 128 of 1024."""
