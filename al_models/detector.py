@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from al_models.errors import InvalidInput, NotFitted
+from al_models.parameters import PositiveInt
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Detector(ABC):
     quick: ClassVar[Mapping[str, Any]] = {}
     """Parameters with which a fit ends in seconds, for contract checks; never used to judge the method."""
 
-    image_size: int = 256
+    image_size: PositiveInt = 256
     """Side of the square, in pixels, that images are resized to."""
 
     def params(self) -> dict[str, Any]:

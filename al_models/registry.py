@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from al_models.detector import Detector
 from al_models.errors import unknown
+from al_models.parameters import checked
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,7 @@ def detector_class(name: str) -> type[Detector]:
 
 
 def create(name: str, **params: Any) -> Detector:
-    """A detector with the paper's defaults, or the parameters given. Raises UnknownName for either name."""
+    """A detector with the paper's defaults, or the parameters given. Raises UnknownName for either name, InvalidInput
+    for a value of another type or out of its bounds."""
     cls = detector_class(name)
-    known = {f.name: f for f in fields(cls)}
-    for given in params:
-        if given not in known:
-            raise unknown(f"option of {name}", given, known)
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()}
-    return cls(**values)
+    return cls(**checked(name, cls, params))

@@ -11,14 +11,16 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.epochs import Epochs, collected, moved
 from al_models.parts.frame import LOOKED_AT, FrameMoments, levelled
 from al_models.parts.patches import layer_scales
@@ -38,17 +40,17 @@ class TrainedDetector(Detector):
     training: ClassVar[Mapping[str, Any]] = {}
     """Of the paper's `TrainPlan`, beside the fields below: optimiser, schedule, clip and the like."""
 
-    epochs: int = 100
+    epochs: PositiveInt = 100
     """At most."""
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    patience: int | None = None
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    patience: NonNegativeInt | None = None
     """Looks at held-out good images (10 % of those given; one look an epoch) without improvement after which to stop,
     the best weights kept; None: learn from all images and for all epochs."""
-    max_minutes: float | None = None
+    max_minutes: PositiveFloat | None = None
     """Minutes of training after which to stop; None: no limit."""
-    frame: float = 0.0
+    frame: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Share of the side, along the rim, in which maps are brought to the level of the inside (`parts/frame.py`); an
     image's score is then its map's maximum. 0: the method's own maps and scores."""
 
@@ -190,7 +192,7 @@ class FeatureTrainedDetector(TrainedDetector):
     h, w), in the order of `layers`."""
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     weights: str | None = None
 
     def feature_spec(self) -> FeatureSpec:

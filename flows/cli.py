@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.models_cli import models_app
 from flows.predict_cli import predict
-from flows.terminal import StoreOption, console, errors, opened, percent, run_flow
+from flows.terminal import StoreOption, check_writable, console, errors, opened, percent, run_flow, writing
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -46,8 +52,10 @@ ReportOption = Annotated[str, typer.Option(help="Folder the report is written to
 
 def main() -> None:
     """Run the command; what the user can mend is one line, not a traceback. Exit codes: 1 failed, 2 wrong input."""
+    _give_prefect_a_home()
     try:
-        app()
+        with _interrupts():
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -55,6 +63,43 @@ def main() -> None:
             raise
         errors.print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _give_prefect_a_home() -> None:
+    """Where the user's own folder takes no files, as in a container, what Prefect keeps lies beside the history."""
+    own, given = Path("~/.prefect").expanduser(), os.environ.get("AL_HOME")
+    if "PREFECT_HOME" in os.environ or os.access(own if own.exists() else own.parent, os.W_OK):
+        return
+    if given:
+        os.environ["PREFECT_HOME"] = str(Path(given).expanduser().absolute() / "prefect")
+    else:  # it warns and goes on without; what needs the folder names AL_HOME
+        warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """The first Ctrl-C ends the work in order, which may wait for a step; the second ends the process on the spot. It
+    stays so when the first was pressed, while threads are waited for."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    def second(number: int, frame: FrameType | None) -> None:
+        if sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h")  # the cursor, which a live table hides
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, before)
 
 
 def _for_the_user(error: Exception) -> bool:
@@ -184,15 +229,18 @@ def alarms(
     url: Annotated[str, typer.Argument(help="Webhook that each alarm of a night is posted to, as JSON.")],
 ) -> None:
     """Have the Prefect server (PREFECT_API_URL) tell a webhook whenever a night needs a person, or breaks."""
-    from flows.server import ServerError
+    from flows import server
+    from flows.address import check_given
 
-    if "PREFECT_API_URL" not in os.environ:
-        raise ServerError(
+    if not os.environ.get("PREFECT_API_URL"):
+        raise server.ServerError(
             "PREFECT_API_URL is not set: a server that outlives this command tells; start `al serve`, set it"
         )
-    from flows.alerts import tell
+    with server.connected() as api:
+        check_given(api)
+        from flows.alerts import tell
 
-    tell(url)
+        tell(url)
     console.print(f"alarms go to {urlsplit(url).hostname}", soft_wrap=True, highlight=False)  # the rest is a secret
 
 
@@ -317,7 +365,10 @@ def report_command(store: StoreOption = "al-store", report: ReportOption = "al-r
     from flows.report import pages
     from tasks.report import report as write
 
-    written = pages(opened(store), report, write.fn)
+    found = opened(store)
+    check_writable(report, "--report")
+    with writing(report):
+        written = pages(found, report, write.fn)
     for name, path in (("report", written.report), ("nights", written.nights)):
         if path is not None:
             console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
@@ -370,6 +421,7 @@ def _run_flow(entrypoint: str, run: Run) -> tuple[Any, bool]:
 
     def ready() -> None:
         run.check()
+        run.check_device()
         _check_writable(run)
 
     def runner() -> Any:
@@ -377,7 +429,8 @@ def _run_flow(entrypoint: str, run: Run) -> tuple[Any, bool]:
 
         return runner_for(run)
 
-    return run_flow(entrypoint, run, ready, runner)
+    with writing(run.store, run.report):
+        return run_flow(entrypoint, run, ready, runner)
 
 
 def _check_writable(run: Run) -> None:
@@ -387,10 +440,9 @@ def _check_writable(run: Run) -> None:
 
     try:
         Store(run.store).check_format()
-        Path(run.report).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"store {run.store!r} or report {run.report!r} cannot be written: {error}"
-        raise RunFileError(f"{problem}; give folders that can, with --store and --report") from error
+        raise RunFileError(f"{run.store!r} cannot be written: {error}; give a store that can, with --store") from error
+    check_writable(run.report, "--report")
 
 
 def _show(outcome: Outcome) -> None:
@@ -398,15 +450,19 @@ def _show(outcome: Outcome) -> None:
 
     found = ranking(outcome.records)
     names = [name for name in _SHOWN if name in found.metrics]
-    table = Table("rank", "method", *(METRICS[name] for name in names), "seconds", "peak MB", box=None)
+    figures = [Column(head, no_wrap=True) for head in (*(METRICS[name] for name in names), "seconds", "peak MB")]
+    table = Table("rank", Column("method", overflow="fold"), *figures, box=None)
     for row in found.rows:
-        figures = [percent(row.values[name].mean if name in row.values else None) for name in names]
+        values = [percent(row.values[name].mean if name in row.values else None) for name in names]
         cost = ["–" if value is None else f"{value:.0f}" for value in (row.seconds, row.peak_memory_mb)]
-        table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *figures, *cost)
+        table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *values, *cost)
     console.print(table)
+    names_of = {record.cell: row.variant.name for row in found.rows for record in row.variant.records}
+    several = len({record.seed for record in outcome.records}) > 1
     for record in outcome.records:
         if record.status == "failed":
-            cell = f"{record.method} {record.dataset}/{record.category}: {record.reason}"
+            seed = f" seed {record.seed}" if several else ""
+            cell = f"{names_of[record.cell]} {record.dataset}/{record.category}{seed}: {record.reason}"
             errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
 
@@ -415,7 +471,7 @@ def _show_search(outcome: Chosen) -> None:
     for searched in outcome.searched:
         rows = list(searched.rows())
         shown = [name for name in rows[0] if name != "failed"]
-        table = Table(*shown, box=None)
+        table = Table(*(Column(name, overflow="fold") for name in shown), box=None)
         for row in rows:
             table.add_row(*(str(row[name]) for name in shown))
             if row["failed"]:

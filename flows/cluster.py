@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import multiprocessing
 import ssl
 import sys
 import time
@@ -25,6 +26,7 @@ from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from flows.runners import ClusterError
+from flows.server import unproxied
 from tasks.evaluate import versions
 from tasks.limits import allow
 from tasks.steps import GPU
@@ -91,7 +93,14 @@ class ClusterRunner(DaskTaskRunner):
     def _connected(self) -> Client:
         try:
             return self.client
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            if self.address is None:
+                raise ClusterError(
+                    f"the processes of the runner dask did not start ({error.__cause__ or error}); see to what this "
+                    "machine allows (memory, processes, open files), or use the runner threads"
+                ) from error
+            if not isinstance(error, OSError):
+                raise
             raise ClusterError(
                 f"no Dask scheduler answers at {self.address} ({error}); start one with `dask scheduler` and its "
                 "workers with `dask worker`, or use the runner dask, which starts its own"
@@ -164,6 +173,17 @@ def _in_step() -> bool:
     return True
 
 
+def check_semaphores() -> None:
+    """Raises ClusterError where processes cannot be started side by side, as in containers with a sealed /dev/shm."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise ClusterError(
+            f"the runner dask cannot start processes: they need semaphores, which lie in /dev/shm ({error.strerror}); "
+            "mount it to be written (docker run --shm-size=64m, or an emptyDir in memory), or use the runner threads"
+        ) from error
+
+
 class LocalCluster(SpecCluster):
     """Processes of this machine: the first of them with a GPU each, as far as there are any."""
 
@@ -202,6 +222,7 @@ class SameCode(WorkerPlugin):  # type: ignore[misc]
         if differs:
             worker.loop.add_callback(worker.close, reason="other code than the client's")
             raise ClusterError(f"this worker does not run the client's code: {differs}; install the same on both")
+        unproxied()  # it may have been started in a shell of its own
         orchestration.ssl = _SharedTls()
         torch.set_num_threads(self.threads)
         allow(None if self.step_minutes is None else 60 * self.step_minutes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import StoreOption, console, errors, opened, run_flow
+from flows.terminal import StoreOption, check_writable, console, errors, opened, run_flow, writing
 
 if TYPE_CHECKING:
     from flows.predict_run import PredictRun
@@ -41,21 +40,20 @@ def predict(
     except ValidationError as error:
         raise RunFileError(explain(error)) from error
     opened(store)
-    summary, _ = run_flow("flows.predict:predict", run, lambda: _check(run))
+    with writing(run.out):
+        summary, _ = run_flow("flows.predict:predict", run, lambda: _check(run))
     _show(summary)
     if summary.decisions.get("unreadable"):
         sys.exit(1)
 
 
 def _check(run: PredictRun) -> None:
-    """Raises RunFileError when nothing can be written, as `PredictRun.check` for what cannot be read."""
-    from flows.runfile import RunFileError
+    """Raises what `PredictRun.check` does, InvalidInput for the device, RunFileError when nothing can be written."""
+    from tasks.compute import device_of
 
     run.check()
-    try:
-        os.makedirs(run.out, exist_ok=True)
-    except OSError as error:
-        raise RunFileError(f"{run.out!r} cannot be written: {error}; give a folder that can, with --out") from error
+    device_of(run.device)
+    check_writable(run.out, "--out")
 
 
 def _show(summary: Summary) -> None:

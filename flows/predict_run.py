@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.device import Device
 from flows.store_url import StoreUrl
 from storage.image_paths import image_paths
 from storage.models import Registry
@@ -22,7 +23,7 @@ class PredictRun(BaseModel):
     store: StoreUrl = Field("al-store", description="Folder or URL that the model is registered in")
     out: str = Field("al-predictions", description="Folder for what is found; images judged in it are not judged again")
     batch_size: int = Field(16, ge=1, description="Images that are judged at once")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     watch: float | None = Field(
         None, gt=0, description="Look for new images every so many seconds until Ctrl-C; when left out, judge and end"
     )

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from al_models.registry import METHODS, create
+from flows.device import Device
 from flows.searchrun import MethodRun, Range, SearchRun, Strict
 from flows.store_url import StoreUrl
+from storage.text import read_text
 from tasks.gate import Gate
 from tasks.handles import Cell
 from tasks.policy import Policy
@@ -41,7 +43,7 @@ class Run(Strict):
     data: list[DataSource] = Field(min_length=1, description="Data sets, and where they lie")
     store: StoreUrl = Field("al-store", description="Folder or URL where outputs are kept and found again")
     report: str = Field("al-report", description="Folder the report is written to")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     validation: Policy = Field(default_factory=Policy, description="What is expected of the images, and what follows")
     runner: Literal["threads", "dask"] | Annotated[str, Field(pattern=r"^(tcp|tls)://")] = Field(
         "threads", description="threads, dask (local processes) or the address of a Dask scheduler, tcp://..."
@@ -63,6 +65,13 @@ class Run(Strict):
     def data_title(self) -> str:
         """The data sets, for people."""
         return ", ".join(f"{s.dataset}/{'+'.join(s.categories)}" if s.categories else s.dataset for s in self.data)
+
+    def check_device(self) -> None:
+        """Raises InvalidInput for a device that this machine does not have, unless the steps run on others."""
+        if self.device.startswith("cuda") and "://" not in self.runner:
+            from tasks.compute import device_of
+
+            device_of(self.device)
 
     def check_data(self) -> None:
         """Raises DatasetError for a data set or an option that does not exist, before anything is started."""
@@ -203,13 +212,15 @@ def read_run_file(path: Path, model: type[_AnyRun] = RunFile) -> _AnyRun:  # typ
     A benchmark's file describes an ingest too: what is to be learned is left out.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
         if model is IngestRun:
             values = {key: value for key, value in values.items() if key not in _OF_A_BENCHMARK}
         return model.model_validate(values)
     except OSError as error:
         raise RunFileError(f"{path} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except UnicodeError as error:
+        raise RunFileError(f"{path}: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RunFileError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise RunFileError(f"{path}: {explain(error)}") from error

@@ -59,12 +59,13 @@ def runner_for(run: Run) -> TaskRunner[Any]:
     """`threads`, `dask` (processes of this machine) or the address of a scheduler, as the run asks."""
     if run.runner == "threads":
         return ThreadsRunner(run.workers, run.threads)
-    from flows.cluster import ClusterRunner, LocalCluster
+    from flows.cluster import ClusterRunner, LocalCluster, check_semaphores
 
     threads = run.threads or 1
     ours: dict[str, Any] = {"device": run.device, "threads": threads, "step_minutes": run.step_minutes}
     if run.runner != "dask":
         return ClusterRunner(**ours, address=run.runner)
+    check_semaphores()
     gpus = _gpus(run.device)
     processes = run.workers or max(1, (os.cpu_count() or 1) // threads, gpus)
     return ClusterRunner(

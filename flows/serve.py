@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from flows import server
+from flows.address import check_given
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -27,6 +28,7 @@ def serve(port: int, console: Console) -> None:
     """Serve until Ctrl-C or SIGTERM; runs in progress end with the worker. Raises ServerError."""
     signal.signal(signal.SIGTERM, _interrupt)
     with server.connected(port) as url:
+        check_given(url)
         server.wait_for(url)
         names = deploy(Path.cwd())
         worker = subprocess.Popen(

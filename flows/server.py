@@ -8,6 +8,7 @@ command leaves a server behind.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ from platformdirs import user_data_path
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from sqlalchemy.ext.asyncio import AsyncSession
+
+logger = logging.getLogger(__name__)
 
 PORT = 4200
 _START_WITHIN_S = 120.0
@@ -40,22 +44,86 @@ QUIET = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,al_models,storage",  # what our steps say is read in the UI,
     "PREFECT_LOGGING_ROOT_LEVEL": "INFO",  # from this level on (Prefect gives extra loggers handlers, but no level),
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # and not between the lines of the terminal's table
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # an event that could not be sent would be printed as an object
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a step called outside of a flow has nowhere to log to
     "DASK_LOGGING__DISTRIBUTED": "warning",
 }
 """Set for every process of ours, unless the user has set them."""
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_local: set[str] = set()
+"""Addresses of local servers that this process has asked for."""
 
 
 class ServerError(RuntimeError):
-    """The local server did not start."""
+    """No Prefect server is there for the command."""
 
 
 def home() -> Path:
-    """Where the history of runs lies: AL_HOME, or the user's data folder."""
+    """Where the history of runs lies: AL_HOME, or the user's data folder. Raises ServerError where there is no room."""
     given = os.environ.get("AL_HOME")
-    folder = Path(given) if given else user_data_path("anomaly-localization", appauthor=False)
-    (folder / "leases").mkdir(parents=True, exist_ok=True)
+    folder = Path(given).expanduser() if given else user_data_path("anomaly-localization", appauthor=False)
+    folder = folder.absolute()  # the keeper works elsewhere
+    with _at(folder):
+        (folder / "leases").mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def _at(folder: Path) -> Iterator[None]:
+    """Raises ServerError, which names AL_HOME, when the folder cannot be written."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter of locks
+        reason = getattr(error, "strerror", None) or error
+        raise ServerError(
+            f"the folder of the history of runs, {folder}, cannot be written ({reason}); set AL_HOME to a folder that "
+            "can, or PREFECT_API_URL to a server that runs already"
+        ) from error
+
+
+def unproxied() -> None:
+    """Have this process, and those it starts, ask programs of this machine without a proxy.
+
+    A proxy of the environment (http_proxy, ...) is for other machines; asked for 127.0.0.1, it looks on its own. What
+    the client of Prefect and of downloads (httpx) cannot read is left out and told: it would fail for all addresses.
+    """
+    proxies = {name: url for name, url in os.environ.items() if name.lower() in _PROXIES and url}
+    if not proxies:
+        return  # a no_proxy of ours would hide the proxies that macOS and Windows have been told
+    for name, url in proxies.items():
+        if not _is_proxy(url):
+            logger.warning("%s is left out: it is no address of a proxy, or needs pip install 'httpx[socks]'", name)
+            del os.environ[name]
+    given = [value for name, value in os.environ.items() if name.lower() == "no_proxy"]
+    hosts = dict.fromkeys(host.strip().strip("[]") for value in given for host in value.split(","))
+    unread = [host for host in hosts if not _is_host(host)]
+    if unread:
+        logger.warning("left out of no_proxy, since they are no names of hosts or addresses: %s", ", ".join(unread))
+    kept = dict.fromkeys(host for host in [*hosts, *LOOPBACK] if host and host not in unread)
+    # A star means all hosts only where it stands alone.
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*" if "*" in kept else ",".join(kept)
+
+
+def _is_proxy(url: str) -> bool:
+    import httpx
+
+    try:
+        httpx.Client(proxy=url if "://" in url else f"http://{url}", trust_env=False).close()
+    except (ImportError, ValueError, httpx.InvalidURL):
+        return False
+    return True
+
+
+def _is_host(text: str) -> bool:
+    import httpx
+
+    with suppress(ValueError):
+        return bool(ip_address(text))
+    try:
+        return bool(httpx.URL(f"all://*{text}"))
+    except httpx.InvalidURL:
+        return False
 
 
 @contextmanager
@@ -66,16 +134,19 @@ def connected(port: int = PORT) -> Iterator[str]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    unproxied()
     given = os.environ.get("PREFECT_API_URL")
     if given:
         yield given
         return
     with _lease():
         url = start(port)
+        _local.add(url)
         os.environ["PREFECT_API_URL"] = url
         try:
             yield url
         finally:
+            _local.discard(url)
             del os.environ["PREFECT_API_URL"]
 
 
@@ -83,7 +154,8 @@ def connected(port: int = PORT) -> Iterator[str]:
 def _lease() -> Iterator[None]:
     """The server stays while this block runs."""
     file = home() / "leases" / str(os.getpid())
-    file.write_text(str(psutil.Process().create_time()))
+    with _at(home()):
+        file.write_text(str(psutil.Process().create_time()))
     try:
         yield
     finally:
@@ -92,7 +164,7 @@ def _lease() -> Iterator[None]:
 
 def start(port: int) -> str:
     """URL of the local server's API, started on this port (or a free one) if it is not running."""
-    with FileLock(home() / "server.lock"):
+    with _at(home()), FileLock(home() / "server.lock"):
         return _running() or _spawn_keeper(port)
 
 
@@ -120,6 +192,7 @@ def _spawn_keeper(wanted: int) -> str:
         keeper = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).resolve()), str(port)],  # -P: no module of the user's folder
             cwd=home(),
+            env=os.environ | {"AL_HOME": str(home())},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -140,15 +213,21 @@ def _free_port(wanted: int) -> int:
     raise ServerError("no port is free on 127.0.0.1")
 
 
+def is_local(url: str) -> bool:
+    """Whether this process has asked for a local server, which may still be starting there."""
+    return url in _local
+
+
 def wait_for(url: str) -> None:
-    """Return when the API answers. Raises ServerError when it does not."""
+    """Return when the local server answers; another is `flows.address`'s business. Raises ServerError."""
+    if not is_local(url):
+        return
     deadline = time.monotonic() + _START_WITHIN_S
-    ours = _state().get("url") == url
     while time.monotonic() < deadline:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             if answer.status == 200:
                 return
-        if ours and _running() != url:
+        if _running() != url:
             raise ServerError(f"the local Prefect server ended while starting; its log is {home() / 'server.log'}")
         time.sleep(0.1)
     raise ServerError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +15,10 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from storage.store import Store
+
+_PROBE = 64 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 console = Console(markup=False, emoji=False)  # what stands in brackets is a reason or a path, never a colour
 errors = Console(stderr=True, emoji=False)
@@ -30,6 +38,38 @@ def opened(url: str) -> Store:
     return store
 
 
+def check_writable(folder: str, option: str) -> None:
+    """Raises RunFileError when no file can be kept in a folder, before the work and not after it."""
+    from flows.runfile import RunFileError
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE))
+            probe.flush()
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunFileError(f"{folder!r} cannot be written: {reason}; give a folder that can, with {option}") from error
+
+
+@contextmanager
+def writing(*places: str) -> Iterator[None]:
+    """Raises RunFileError when the disk is full or refuses, at whatever point of the work."""
+    from flows.runfile import RunFileError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_REFUSED):
+            raise
+        where = error.filename or " or ".join(places)
+        fix = "make room there" if error.errno in _FULL else "see to the permissions there"
+        raise RunFileError(
+            f"{where} could not be written: {error.strerror}; {fix}, or give another folder. The same command goes on "
+            "where it was"
+        ) from error
+
+
 def run_flow(
     entrypoint: str, run: Any, ready: Callable[[], None], runner: Callable[[], Any] | None = None
 ) -> tuple[Any, bool]:
@@ -38,9 +78,11 @@ def run_flow(
     `ready` raises when the run cannot begin. `runner`: where the steps run; None: where the flow says.
     """
     from flows import server
+    from flows.address import check_given
 
     with server.connected() as url:  # starts in the background, while seconds of imports go on here
         ready()
+        check_given(url)  # before the imports
         module, name = entrypoint.split(":")
         flow = getattr(import_module(module), name)
         asked = {} if runner is None else {"task_runner": runner()}

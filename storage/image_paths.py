@@ -9,6 +9,7 @@ from pathlib import Path
 
 from storage.errors import DatasetError
 from storage.listing import IMAGE_SUFFIXES
+from storage.text import read_text
 
 
 def image_paths(given: Sequence[str], leave_out: Path, *, may_be_none: bool = False) -> list[str]:
@@ -21,7 +22,7 @@ def image_paths(given: Sequence[str], leave_out: Path, *, may_be_none: bool = Fa
     """
     found: dict[str, None] = {}
     results = f"{leave_out.resolve()}{os.sep}"
-    for text in _with_lists(given):
+    for text in _with_lists(given, may_be_none):
         paths = [os.path.abspath(path) for path in _meant(text) if not os.path.realpath(path).startswith(results)]
         if not paths and not may_be_none:
             raise DatasetError(f"{text!r} holds no image; images end in {', '.join(IMAGE_SUFFIXES)}")
@@ -29,18 +30,20 @@ def image_paths(given: Sequence[str], leave_out: Path, *, may_be_none: bool = Fa
     return list(found)
 
 
-def _with_lists(given: Sequence[str]) -> Iterator[str]:
+def _with_lists(given: Sequence[str], may_be_none: bool) -> Iterator[str]:
     for text in given:
         if not text.startswith("@"):
             yield text
             continue
         try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = [line.strip() for line in read_text(Path(text[1:])).splitlines() if line.strip()]
+        except (OSError, UnicodeError) as error:
             raise DatasetError(
                 f"the list {text[1:]!r} cannot be read ({error}); give a text file, a path a line"
             ) from error
-        yield from (line.strip() for line in lines if line.strip())
+        if not lines and not may_be_none:
+            raise DatasetError(f"the list {text[1:]!r} is empty; give a text file, a path a line")
+        yield from lines
 
 
 def _meant(text: str) -> Iterator[str]:

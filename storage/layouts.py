@@ -13,6 +13,7 @@ from storage.errors import DatasetError, OutsideRoot
 from storage.listing import unknown
 from storage.readers import check_draw, check_option
 from storage.samples import Label, Split
+from storage.text import read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ _RULES = ("auto", "nonzero", "above", "values", "labelme", "coco")
 def read_toml(file: Path) -> dict[str, Any]:
     """The keys and values of a layout file. Raises DatasetError for one that cannot be read."""
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(read_text(file))
     except OSError as error:
         raise DatasetError(f"layout {str(file)!r} cannot be read ({error}); give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:

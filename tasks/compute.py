@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from functools import cache
 from pathlib import Path
 
@@ -36,8 +37,14 @@ def device_of(asked: str) -> str:
     """`auto` is a GPU where there is one. Raises InvalidInput for a device this process does not have."""
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+    if re.fullmatch(r"cpu|cuda(:\d+)?", asked) is None:
+        raise InvalidInput(f"device {asked!r} was asked for; expected is auto, cpu, cuda or cuda:N, such as cuda:1")
+    kind, _, number = asked.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInput(f"device {asked!r} was asked for, but no GPU is visible here; use 'cpu' or 'auto'")
+    if number and int(number) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise InvalidInput(f"device {asked!r} was asked for, but the last GPU visible here is 'cuda:{last}'")
     return asked
 
 

@@ -280,6 +280,18 @@ def test_a_file_may_have_another_classifier_or_none(tmp_path, resnet_file):
         assert torch.equal(Backbone(FeatureSpec("resnet18", (2,), 64, str(tmp_path / file)))(photo())[2], expected)
 
 
+def test_a_hub_that_is_not_there_is_asked_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr("time.sleep", asked.append)  # between its tries
+    with pytest.raises(WeightsUnavailable, match=r"weights of resnet18 could not be downloaded"):
+        Backbone(FeatureSpec("resnet18", (1,), 32))
+    assert asked == []
+    assert "Retrying" not in caplog.text
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 def test_without_a_hub_the_error_names_three_ways_out(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -13,7 +15,10 @@ import pytest
 from conftest import AL, Command
 
 from al_models.registry import METHODS
-from flows.runfile import IngestRun
+from flows import terminal
+from flows.benchmark import Outcome
+from flows.cli import _show
+from flows.runfile import IngestRun, RunFileError
 from storage.datasets import DATASETS
 from storage.records import RunRecord, write_record
 from storage.store import Store
@@ -100,6 +105,29 @@ def test_a_report_is_written_and_named_on_one_line(store: Store, al: Command, tm
     assert "fit: not in [/0, 1]" in (tmp_path / "page" / "index.html").read_text()
 
 
+def test_variants_are_told_apart_on_80_columns_and_in_what_failed(
+    al: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cells = [(layers, seed) for layers in ([1, 2, 3], [1, 2, 4]) for seed in (0, 1)]
+    metrics = dict.fromkeys(("image_auroc", "pixel_auroc", "pro", "iou_max"), 0.5)
+    common = {"dataset": "mvtec_ad", "category": "grid", "method": "uninformed_students"}
+    done = [
+        RunRecord(cell=f"{layers}{seed}", params={"layers": layers, "crop": layers[2]}, seed=seed, status="done",
+                  metrics=metrics, seconds={"fit": 1.0}, peak_memory_mb=900.0, **common)
+        for layers, seed in cells
+    ]  # fmt: skip
+    failed = RunRecord(cell="f", params={"layers": [9], "crop": 3}, seed=1, status="failed", reason="fit: no", **common)
+    _show(Outcome("index.html", [*done, failed]))
+    out, err = capfd.readouterr()
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    # The column of names, folded.
+    folded = re.sub(r"\s+", "", "".join(line[6:32].split("  ")[0] for line in out.splitlines()))
+    assert "layers=[1,2,3]" in folded
+    assert "layers=[1,2,4]" in folded
+    assert err == "failed: uninformed_students (crop=3, layers=[9]) mvtec_ad/grid seed 1: fit: no\n"
+
+
 # what the user can mend
 
 
@@ -108,10 +136,22 @@ def test_a_report_is_written_and_named_on_one_line(store: Store, al: Command, tm
     [
         (["--method", "padin"], "unknown method 'padin'; did you mean padim"),
         (["--method", "padim", "--param", "padim.chanels=3"], "'chanels'; did you mean channels?"),
+        (["--method", "padim", "--param", 'padim.image_size="64"'], "padim was given image_size = '64', where a whole"),
+        (["--method", "padim", "--param", "padim.sigma=-1"], "sigma = -1, where a finite number of at least 0 is exp"),
+        (["--method", "padim", "--param", "padim.channels=0"], "channels = 0, where a whole number of at least 1"),
+        (
+            ["--method", "padim", "--param", "padim.sigma=NaN", "--plan"],
+            "sigma = nan, where a finite number of at least 0",
+        ),
         (["--method", "padim", "--param", "padim.channels"], "expected METHOD.OPTION=VALUE of a method that is run"),
         (["--method", "padim", "--param", "spade.layers=[1]"], "expected METHOD.OPTION=VALUE of a method that is run"),
         (["--false-reject-rate", "7"], "false_reject_rate: Input should be less than 1 (given: 7.0)"),
         (["--runner", "tpc://host:1"], "(given: 'tpc://host:1')"),
+        (["--device", "gpu"], "device: expected is auto, cpu, cuda or cuda:N, such as cuda:1 (given: 'gpu')"),
+        (["--device", "CUDA"], "expected is auto, cpu, cuda or cuda:N"),
+        (["--device", "0"], "expected is auto, cpu, cuda or cuda:N"),
+        (["--device", "mps"], "expected is auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "device 'cuda:99' was asked for, but"),
         (["--workers", "0"], "workers: Input should be greater than or equal to 1 (given: 0)"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -168,6 +208,20 @@ def test_a_run_file_that_cannot_be_used(text: str | None, message: str, al: Comm
     code, _, err = al("benchmark", str(path))
     assert code == 2
     assert message in one_line(err)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1", "utf-16-le"])
+def test_a_run_file_of_any_editor_is_read_or_told_how_to_save(encoding: str, al: Command, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes('# Prüfung\n[[data]]\ndataset = "demo"\nroot = "d"\nrot = 1\n'.encode(encoding))
+    code, _, err = al("benchmark", str(path))
+    assert code == 2
+    unread = {
+        "latin-1": "line 1 is not in UTF-8 (invalid start byte); save the file as UTF-8",
+        "utf-16-le": "it is not in UTF-8 but perhaps in UTF-16; save the file as UTF-8",
+    }
+    expected = unread.get(encoding, "data.0.rot: unknown key; known are categories, dataset, options, root")
+    assert one_line(err) == f"{path}: {expected}"
 
 
 def test_a_data_set_is_told_about(al: Command) -> None:
@@ -254,9 +308,33 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     code, _, err = al("benchmark", "--data", f"mvtec_ad={demo_root}", *options)
     assert code == 2
     message = one_line(err)
-    assert "cannot be written" in message
-    assert str(tmp_path / "file" / "x") in message
-    assert message.endswith("give folders that can, with --store and --report")
+    assert f"{str(tmp_path / 'file' / 'x')!r} cannot be written: " in message
+    assert message.endswith(f"that can, with --{place}")
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_work(store: Store, al: Command) -> None:
+    code, out, err = al("report", "--store", store.url, "--report", "/proc/self/task")  # nothing is read-only to root
+    assert (code, out) == (2, "")
+    assert one_line(err).startswith("'/proc/self/task' cannot be written: ")
+    assert one_line(err).endswith("; give a folder that can, with --report")
+
+
+def test_a_disk_that_is_full_in_the_midst_of_work_is_one_line(
+    store: Store, al: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "_PROBE", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # pages are larger
+    try:
+        code, out, err = al("report", "--store", store.url, "--report", str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, out) == (2, "")
+    assert one_line(err).startswith(f"{tmp_path} could not be written: File too large; make room there, or give")
+    places = terminal.writing("al-store", "al-report")
+    with pytest.raises(RunFileError, match=r"al-store or al-report could not be written: No space left"), places:  # noqa: SIM117
+        with open("/dev/full", "w") as full:
+            full.write("more")
 
 
 @pytest.mark.usefixtures("api")

@@ -17,7 +17,17 @@ from al_models.parts.maps import to_maps
 from al_models.registry import detector_class
 from al_models.types import FeatureSpec, Prediction, Runtime, Traits
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+_RIM = "good_textures_score_highest_anywhere"
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("contrario", _RIM): "learns from the image alone, in which what the padding reaches is rare; 8 pixels are cut off",
+    (
+        "gaussian_finetune",
+        _RIM,
+    ): "a Gaussian fits the images that it learned at every position alike: they tell no level",
+    ("mlf_sc", _RIM): "cuts border positions off and repeats the nearest inner ones, which are then the whole rim",
+    ("somad", _RIM): "has few units for the patches of the rim, and their covariances are of few patches",
+    ("spade", _RIM): "a training image is its own nearest neighbour: they tell no level",
+}
 """(method, check) -> why the sentence is not true of this method; strict, so that it goes when it becomes true."""
 
 

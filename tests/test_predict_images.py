@@ -456,11 +456,19 @@ def test_files_folders_patterns_and_lists(tmp_path: Path, monkeypatch: pytest.Mo
     assert found("in") == ["in/a.png", "in/deep/b.JPG"]
     assert found("in/*.png", "in/d*/*.JPG") == ["in/a.png", "in/deep/b.JPG"]
     assert found("@list.txt") == ["in/deep/b.JPG", "in/deep/back/a.png", "[odd]*.png"]
+    for encoding in ("utf-8-sig", "utf-16"):  # as editors on Windows save it
+        Path("list.txt").write_text("in/deep/b.JPG\r\n", encoding=encoding)
+        assert found("@list.txt") == ["in/deep/b.JPG"]
+    Path("empty.txt").write_text("\n")
+    Path("latin.txt").write_bytes("Prüfung.png".encode("latin-1"))
+    assert image_paths(["@empty.txt"], Path("out"), may_be_none=True) == []
     assert found("in/a.png", "in", "in/notes.txt") == ["in/a.png", "in/deep/b.JPG", "in/notes.txt"]
     for given, said in (
         ("none", "is no file and no folder"),
         ("*.jpg", "holds no image"),
         ("@no.txt", "cannot be read"),
+        ("@empty.txt", "the list 'empty.txt' is empty; give a text file, a path a line"),
+        ("@latin.txt", "line 1 is not in UTF-8"),
     ):
         with pytest.raises(DatasetError, match=said):
             found(given)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
+from annotated_types import Interval, Len, MultipleOf
 from PIL import Image
 
 from al_models import METHODS, create
 from al_models.checks import check_images, quick_detector
 from al_models.detector import Detector
 from al_models.errors import InvalidInput, UnknownName
+from al_models.parameters import words
 from al_models.registry import detector_class
 
 FAMILIES = {"reconstruction", "generative", "embedding", "self_supervised", "one_class"}
@@ -65,8 +69,62 @@ def test_an_unknown_option_names_the_nearest():
         create("patchcore", coreset_ration=0.1)
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("padim", {"image_size": "64"}, "padim was given image_size = '64', where a whole number of at least 1 is exp"),
+        ("padim", {"image_size": "64"}, "(leave it out for 256; numbers stand without quotes)"),
+        ("padim", {"image_size": 0}, "image_size = 0, where a whole number of at least 1 is expected (leave it out"),
+        ("padim", {"image_size": 64.0}, "image_size = 64.0, where a whole number"),
+        ("padim", {"image_size": True}, "image_size = True, where a whole number"),
+        ("padim", {"sigma": math.nan}, "sigma = nan, where a finite number"),
+        ("padim", {"sigma": math.inf}, "sigma = inf, where a finite number"),
+        ("padim", {"weights": 3}, "weights = 3, where a text is expected (or leave it out)"),
+        ("dfr", {"layers": 2}, "layers = 2, where a list of 1 or more whole numbers of at least 0 is expected"),
+        ("dfr", {"layers": []}, "layers = [], where a list of 1 or more"),
+        ("dfr", {"layers": [1, "2"]}, "layers = [1, '2'], where a list of 1 or more"),
+        ("dfr", {"epochs": 0, "max_minutes": 0}, "epochs = 0, where a whole number of at least 1 is expected"),
+        ("dfr", {"epochs": 0, "max_minutes": 0}, "; and max_minutes = 0, where a finite number above 0 is expected"),
+        (
+            "stpm",
+            {"learning_rate": 0},
+            "learning_rate = 0, where a finite number above 0",
+        ),  # of the base, declared anew
+        ("somad", {"units": [8]}, "units = [8], where a list of 2 whole numbers"),
+        ("somad", {"shrink": 1}, "shrink = 1, where true or false is expected"),
+        ("differnet", {"location": "top"}, "location = 'top', where 'bottleneck' or 'expansion' is expected"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_bounds_is_refused_with_what_is_right(method, params, message):
+    with pytest.raises(InvalidInput) as caught:
+        create(method, **params)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("padim", {"sigma": 4, "image_size": np.int64(64), "layers": (1, 2)}),
+        ("dfr", {"max_minutes": 5, "patience": None, "layers": np.array([1, 2]).tolist()}),
+        ("somad", {"units": [8, 8]}),
+    ],
+)
+def test_a_whole_number_passes_for_any_and_a_list_for_a_tuple(method, params):
+    detector = create(method, **params)
+    assert all(getattr(detector, name) == (tuple(v) if isinstance(v, list) else v) for name, v in params.items())
+
+
+def test_bounds_of_other_kinds_are_told_too():
+    bounded = Annotated[tuple[Annotated[int, Interval(ge=1, lt=9), MultipleOf(2)], ...], Len(1, 3)] | None
+    assert words(bounded) == (
+        "a list of 1 or more whole numbers of at least 1 and below 9 and that 2 divides with 3 or fewer"
+    )
+
+
 def test_the_registry_imports_neither_methods_nor_torch():
-    code = "import sys, al_models; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'timm')][:3])"
+    code = (
+        "import sys, al_models; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'timm', 'pydantic')][:3])"
+    )
     root = str(Path(__file__).parents[1])
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert found.stdout.strip() == "[]"

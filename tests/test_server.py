@@ -31,6 +31,9 @@ with server.connected(int(sys.argv[1])) as url:
 """
 """Stands for any command of ours: connects, then works until its input ends."""
 
+NETWORK = {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks://127.0.0.1:9", "NO_PROXY": "intranet.example"}
+"""As in a company whose machines ask others through a proxy; nobody listens at this one."""
+
 Start = Callable[[Path, int], "subprocess.Popen[str]"]
 
 
@@ -42,7 +45,7 @@ def start() -> Iterator[Start]:
         def command(home: Path, port: int) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND, str(port)],
-                env=alone(home),
+                env=alone(home) | NETWORK,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -181,10 +184,14 @@ def test_a_server_that_cannot_start_says_where_its_log_is(start: Start, tmp_path
 
 
 def test_a_server_that_is_silent_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, keeper = f"http://127.0.0.1:{free_port()}/api", psutil.Process()
+    state = {"url": url, "keeper": keeper.pid, "since": keeper.create_time()}
+    (tmp_path / "server.json").write_text(json.dumps(state))
     monkeypatch.setenv("AL_HOME", str(tmp_path))
+    monkeypatch.setattr(server, "_local", {url})
     monkeypatch.setattr(server, "_START_WITHIN_S", 0.3)
     with pytest.raises(server.ServerError, match=r"did not answer within .* set PREFECT_API_URL to a server that runs"):
-        server.wait_for(f"http://127.0.0.1:{free_port()}/api")
+        server.wait_for(url)
 
 
 def test_the_server_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

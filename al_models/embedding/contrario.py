@@ -42,6 +42,7 @@ from torch.nn import functional as F
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput, unknown
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
@@ -99,21 +100,21 @@ class Contrario(Detector):
     quick: ClassVar[Mapping[str, object]] = {"layers": (2, 3)}
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     weights: str | None = None
-    components: int | None = None
+    components: PositiveInt | None = None
     """Principal components kept, the largest; None keeps all (the authors' code: 35 of 256 channels)."""
     training_share: float = 0.0
     """Weight of the good images in the mean and covariance that an image is whitened with; the papers' is 0."""
     sizes: tuple[int, ...] = (1, 3)
     """Sides of the blocks, in positions of the layer; odd."""
-    border: int = 8
+    border: NonNegativeInt = 8
     """Pixels at each side where the network saw its padding; the nearest positions inside stand in for them."""
     tail: str = "chi2"
     """Where p comes from: "empirical" from the good images, "chi2" from the papers' Gaussian model."""
     tail_share: float = 0.01
     """Share of the rarest blocks of good images that the exponential tail is fitted to."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
         """The layers, each a scale."""

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import as_vectors, on_device, stack_layers
@@ -103,16 +104,16 @@ class Dfr(FeatureTrainedDetector):
     traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 4, "batch_size": 2, "learning_rate": 1e-3}
 
-    region: int = 4
+    region: PositiveInt = 4
     """Side of a region, in pixels."""
-    latent: int | None = None
+    latent: PositiveInt | None = None
     """Channels of the bottleneck; None: as many as principal components hold the share `variance`."""
     variance: float = 0.9
     epochs: int = 700
     batch_size: int = 4
     learning_rate: float = 1e-4
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         if not 0 < self.variance < 1:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_moments, standard_layers
@@ -125,9 +126,9 @@ class Favae(FeatureTrainedDetector):
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 8, "latent": 8, "epochs": 4, "batch_size": 3}
 
-    width: int = 128
+    width: PositiveInt = 128
     """Channels of the first convolution."""
-    latent: int = 100
+    latent: PositiveInt = 100
     """Numbers that an image is squeezed into."""
     divergence: float = 1.0
     """Weight of the latent vectors' divergence from a standard normal."""
@@ -136,7 +137,7 @@ class Favae(FeatureTrainedDetector):
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     frame: float = FRAME
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         for name in ("width", "latent"):

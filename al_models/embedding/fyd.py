@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.epochs import moved
 from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
 from al_models.parts.maps import SIGMA, to_maps
@@ -186,11 +187,11 @@ class Fyd(FeatureTrainedDetector):
     reach: float = 0.1
     """How far each entry of an affine map may be from leaving the image as it is; as a shift, 0.1 is a twentieth of the
     image's side."""
-    channels: int = 100
+    channels: PositiveInt = 100
     """Size of the random subset of channels: 100 for ResNet-18, 550 for Wide-ResNet-50-2 in PaDiM."""
-    epsilon: float = 0.01
+    epsilon: PositiveFloat = 0.01
     """Added to the diagonal of each covariance (PaDiM, eq. 1), of features at the papers' scale."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         if not 0 <= self.reach < 0.5:

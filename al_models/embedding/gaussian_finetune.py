@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveFloat
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.gaussian import PositionGaussians, pack_symmetric, unpack_symmetric, whitening
 from al_models.parts.maps import SIGMA, to_maps
@@ -101,9 +102,9 @@ class GaussianFinetune(FeatureTrainedDetector):
     batch_size: int = 16
     learning_rate: float = 1e-6
     patience: int | None = 3
-    epsilon: float = 0.01
+    epsilon: PositiveFloat = 0.01
     """Added to the diagonal of each covariance (PaDiM, arXiv:2011.08785, eq. 1), of features at the papers' scale."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         if not self.epsilon > 0:

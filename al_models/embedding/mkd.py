@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import layer_scales, unit_layers
@@ -112,11 +113,11 @@ class Mkd(FeatureTrainedDetector):
 
     epochs: int = 500
     batch_size: int = 64
-    width: int = 16
+    width: PositiveInt = 16
     """Channels of the cloner between its critical convolutions."""
-    value_weight: float = 1.0
+    value_weight: NonNegativeFloat = 1.0
     """Of the squared difference, against 1 of the direction."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
         if self.width < 1 or self.value_weight < 0:

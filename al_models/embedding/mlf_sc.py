@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
@@ -77,29 +78,29 @@ class MlfSc(Detector):
     quick: ClassVar[Mapping[str, object]] = {"layers": (2, 3), "grid": 16, "border": 1, "channels": 8, "patches": 60}
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     weights: str | None = None
-    channels: int | None = None
+    channels: PositiveInt | None = None
     """Size of a random subset of channels; None takes all, as the authors do."""
-    grid: int = 32
+    grid: PositiveInt = 32
     """Side of the grid that all layers are brought to."""
-    border: int = 2
+    border: NonNegativeInt = 2
     """Positions of the grid that are cut at each side, where the network saw its padding."""
-    patch: int = 8
+    patch: PositiveInt = 8
     """Side of a patch, in positions of the grid."""
-    stride: int = 2
+    stride: PositiveInt = 2
     """Positions from one patch to the next."""
-    atoms: int = 5
+    atoms: PositiveInt = 5
     """Size of a dictionary."""
-    nonzeros: int = 3
+    nonzeros: PositiveInt = 3
     """Atoms that a patch is expressed by."""
     alpha: float = 1.0
     """Weight of the L1 norm while a dictionary is learned."""
-    patches: int = 150
+    patches: PositiveInt = 150
     """Patches, of all good images together, that a dictionary learns from."""
-    largest: int = 5
+    largest: PositiveInt = 5
     """Worst patches of a channel that make the score, and worst channels at a position that make the map."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
         """The layers whose channels are coded."""

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
@@ -116,9 +117,9 @@ class Mlir(FeatureTrainedDetector):
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 16, "epochs": 4, "batch_size": 3}
 
-    latent: int = 16
+    latent: PositiveInt = 16
     """Channels of the code, at each position of the coarsest level."""
-    width: int = 64
+    width: PositiveInt = 64
     """Channels of the decoder."""
     pixel_weight: float = 1.0
     """Of the pixels' mean squared error, beside the deep differences."""
@@ -126,7 +127,7 @@ class Mlir(FeatureTrainedDetector):
     batch_size: int = 8
     learning_rate: float = 1e-3
     frame: float = FRAME
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
         if self.latent < 1 or self.width < 1:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from al_models.embedding.position_gaussian import PositionGaussianDetector
+from al_models.parameters import PositiveInt
 from al_models.parts.patches import choose_channels, finest_grid, nearest_rows
 from al_models.types import Runtime
 
@@ -33,7 +34,7 @@ class Padim(PositionGaussianDetector):
 
     quick: ClassVar[Mapping[str, object]] = {"channels": 20}
 
-    channels: int = 100
+    channels: PositiveInt = 100
     """Size of the random subset of channels: 100 for ResNet-18, 550 for Wide-ResNet-50-2 in the paper."""
 
     def _draw(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:

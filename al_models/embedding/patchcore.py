@@ -25,6 +25,7 @@ from torch import Tensor
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coreset import greedy_coreset
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import ApproximateIndex, nearest
@@ -43,19 +44,19 @@ class Patchcore(Detector):
     quick: ClassVar[Mapping[str, object]] = {"coreset_ratio": 0.02}
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (2, 3)
+    layers: Layers = (2, 3)
     weights: str | None = None
-    neighbourhood: int = 3
+    neighbourhood: PositiveInt = 3
     """Side of the square of neighbours that a patch is averaged with."""
-    coreset_ratio: float = 0.1
+    coreset_ratio: PositiveFloat = 0.1
     """Share of the patches that the bank keeps (the paper reports 0.25, 0.1 and 0.01)."""
-    projection: int | None = None
+    projection: PositiveInt | None = None
     """Dimensions of the random projection that the coreset is chosen in; the paper uses 128 of 1024."""
-    neighbours: int = 9
+    neighbours: PositiveInt = 9
     """b of eq. 7: neighbours that weigh the image's score."""
     index: str | None = None
     """faiss factory string of an approximate index, such as "IVF256,Flat"; None searches the whole bank exactly."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     _index = None  # follows from the bank; made at the first prediction
 

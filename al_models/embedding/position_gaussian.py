@@ -20,6 +20,7 @@ from torch import Tensor
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat
 from al_models.parts.gaussian import (
     PositionGaussians,
     mahalanobis,
@@ -43,11 +44,11 @@ class PositionGaussianDetector(Detector):
     traits: ClassVar[Traits] = Traits(aligned_images_only=True, incremental=True, graph=True)
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     weights: str | None = None
-    epsilon: float = 0.01
+    epsilon: PositiveFloat = 0.01
     """Added to the diagonal of each covariance (PaDiM, eq. 1), of features at the scale of the paper's (`unit_of`)."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     _whitening = None  # follows from what is learned; made at the first prediction
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from al_models.embedding.position_gaussian import PositionGaussianDetector
 from al_models.errors import InvalidInput
+from al_models.parameters import PositiveInt
 from al_models.parts.patches import finest_grid, nearest_rows
 from al_models.types import Runtime
 
@@ -45,7 +46,7 @@ class Soe(PositionGaussianDetector):
 
     quick: ClassVar[Mapping[str, object]] = {"dimensions": 20}
 
-    dimensions: int = 100
+    dimensions: PositiveInt = 100
     """k, at most the channels there are: 100 of ResNet-18's 448, 300 of Wide-ResNet-50-2's 1792 in the paper."""
 
     def _draw(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:

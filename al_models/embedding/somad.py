@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.gaussian import mahalanobis
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
@@ -144,21 +145,21 @@ class Somad(Detector):
     quick: ClassVar[Mapping[str, object]] = {"channels": 20, "units": (8, 8), "epochs": (3, 2)}
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     weights: str | None = None
-    channels: int = 100
+    channels: PositiveInt = 100
     """Size of the random subset of channels: 550 of Wide-ResNet-50-2's 1792 in the authors' code; here as in PaDiM."""
-    units: tuple[int, int] = (56, 56)
+    units: tuple[PositiveInt, PositiveInt] = (56, 56)
     """Rows and columns of the self-organising map."""
     epochs: tuple[int, int] = (20, 15)
     """Passes over the images in the rough and in the fine phase."""
-    neighbours: int = 5
+    neighbours: PositiveInt = 5
     """Nearest units that a patch is measured by."""
-    epsilon: float = 0.01
+    epsilon: PositiveFloat = 0.01
     """Added to the diagonal of each covariance, of features at the papers' scale (`unit_of`)."""
     shrink: bool = False
     """Shrink the covariances of units of few patches, which the authors' code does not."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
         """The layers that are stacked."""

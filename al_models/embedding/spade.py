@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from al_models.detector import Detector
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
 from al_models.parts.patches import as_vectors, on_device, stack_layers
@@ -34,14 +35,14 @@ class Spade(Detector):
     quick: ClassVar[Mapping[str, object]] = {"layers": (2, 3), "neighbours": 3}
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (1, 2, 3)
+    layers: Layers = (1, 2, 3)
     """The pyramid."""
-    pooled_layer: int = 4
+    pooled_layer: NonNegativeInt = 4
     """Averaged over the image to find its neighbours."""
     weights: str | None = None
-    neighbours: int = 50
+    neighbours: PositiveInt = 50
     """K, good images that an image is compared with."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
         """The pyramid and the pooled layer."""

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from al_models.parameters import NonNegativeFloat
 from al_models.parts.backbone import standardised, untrained
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
@@ -60,7 +61,7 @@ class Stpm(FeatureTrainedDetector):
     patience: int | None = 100
     """As in the base; as many epochs as there are, so that nothing stops early and the best weights are kept."""
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of each layer's map, in pixels; the paper's is 0."""
 
     def _network(self) -> nn.Module:

@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput, unknown
+from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.backbone import standardised
 from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
@@ -198,20 +199,20 @@ class UninformedStudents(FeatureTrainedDetector):
     teacher: str = "backbone"
     """Whose descriptors students learn to give: "backbone", whose features know more than good images show, or
     "distilled"."""
-    students: int = 3
+    students: PositiveInt = 3
     """Of each patch size."""
-    dimension: int = 128
+    dimension: PositiveInt = 128
     """Numbers a descriptor; those of `teacher="backbone"` are its channels."""
-    width: int = 32
+    width: PositiveInt = 32
     """Channels of the networks' first convolution; the paper's is 128."""
-    stride: int = 4
+    stride: PositiveInt = 4
     """Pixels from one descriptor to the next: 1 (the paper's), 2, 4 or 8."""
-    crop: int | None = 64
+    crop: PositiveInt | None = 64
     """Side of the random square, in pixels, that a step describes of an image; None: the whole image (the paper's)."""
     compactness: float = 1.0
     """Weight of the descriptors' correlation, against 1 of the distillation."""
-    teacher_epochs: int = 100
-    teacher_learning_rate: float = 2e-4
+    teacher_epochs: PositiveInt = 100
+    teacher_learning_rate: PositiveFloat = 2e-4
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     batch_size: int = 1
@@ -220,7 +221,7 @@ class UninformedStudents(FeatureTrainedDetector):
     max_minutes: float | None = None
     """As in the base; the teachers take a third of it at most."""
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of the map, in pixels; the paper's is 0."""
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import on_device, stack_layers
@@ -148,19 +149,19 @@ class Utrad(FeatureTrainedDetector):
     training: ClassVar[Mapping[str, Any]] = {"betas": (0.5, 0.999)}
     quick: ClassVar[Mapping[str, Any]] = {"dim": 32, "heads": 4, "depth": 1, "tokens": 16, "epochs": 10}
 
-    dim: int = 128
+    dim: PositiveInt = 128
     """Channels of a token."""
-    heads: int = 8
-    depth: int = 2
+    heads: PositiveInt = 8
+    depth: PositiveInt = 2
     """Encoder blocks, and decoder blocks, of a level."""
     dropout: float = 0.1
-    tokens: int = 32
+    tokens: PositiveInt = 32
     """At most so many positions a side; finer layers are averaged to them."""
     epochs: int = 150
     batch_size: int = 2
     learning_rate: float = 1e-4
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Of a Gaussian that smooths the map, in pixels; the authors use none."""
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.losses import ssim_loss
 from al_models.parts.maps import SIGMA, to_maps
@@ -185,16 +186,16 @@ class VtAdl(TrainedDetector):
         "learning_rate": 3e-3,
     }
 
-    patch: int = 32
+    patch: PositiveInt = 32
     """Side of a patch, in pixels; must divide `image_size`."""
-    dim: int = 128
+    dim: PositiveInt = 128
     """Channels of a code."""
-    depth: int = 6
-    heads: int = 8
-    hidden: int = 256
+    depth: PositiveInt = 6
+    heads: PositiveInt = 8
+    hidden: PositiveInt = 256
     """Channels between the two layers of a block."""
-    gaussians: int = 150
-    noise: float = 0.2
+    gaussians: PositiveInt = 150
+    noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the codes while training."""
     mse_weight: float = 5.0
     ssim_weight: float = 0.5
@@ -203,7 +204,7 @@ class VtAdl(TrainedDetector):
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     frame: float = FRAME
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
         if self.patch < 1 or self.image_size % self.patch or self.image_size < 2 * self.patch:

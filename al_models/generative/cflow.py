@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Rotation, Scale, log_likelihood
 from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
@@ -134,16 +135,16 @@ class Cflow(FeatureTrainedDetector):
     layers: tuple[int, ...] = (2, 3, 4)
     epochs: int = 200
     learning_rate: float = 2e-4
-    blocks: int = 8
+    blocks: PositiveInt = 8
     """Coupling blocks a layer."""
-    condition: int = 128
+    condition: PositiveInt = 128
     """Numbers that tell a position; a multiple of 4."""
     clamp: float = 1.9
     """Largest log-scale of a coupling."""
-    step_positions: int = 8
+    step_positions: PositiveInt = 8
     """Positions learned in a step: with 32 images 256 vectors, as in the paper."""
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of the map, in pixels; the paper has none."""
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
@@ -115,13 +116,13 @@ class CsFlow(FeatureTrainedDetector):
     """One."""
     scales: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Shares of the image's size, each half of the one before."""
-    blocks: int = 4
-    hidden: int = 1024
+    blocks: PositiveInt = 4
+    hidden: PositiveInt = 1024
     """Channels inside the subnets."""
     clamp: float = 3.0
     """Largest log-scale of a coupling."""
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Of the map's smoothing, in pixels; the paper smooths nothing."""
     epochs: int = 240
     batch_size: int = 16

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.coupling import Block, Coupling, Permutation, log_likelihood
 from al_models.parts.maps import to_maps
@@ -142,22 +143,22 @@ class Differnet(TrainedDetector):
     }
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (3,)
+    layers: Layers = (3,)
     weights: str | None = None
     location: Literal["bottleneck", "expansion"] = "expansion"
     """As in FeatureSpec; for networks other than EfficientNets, whose features are rectified anyway: "bottleneck"."""
     scales: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Shares of the image's size at which the backbone sees it."""
-    blocks: int = 8
-    hidden: int = 2048
+    blocks: PositiveInt = 8
+    hidden: PositiveInt = 2048
     """Units of each hidden layer of the subnets."""
     clamp: float = 3.0
     """Largest log-scale of a coupling."""
-    rotations: int = 64
+    rotations: PositiveInt = 64
     """Angles an image is seen at; 1: upright only."""
     transforms: int = 4
     """Of these, as many as a training step draws for an image."""
-    sigma: float = 3.0
+    sigma: NonNegativeFloat = 3.0
     """Of the gradients' smoothing, in pixels."""
     epochs: int = 192
     batch_size: int = 24

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Permutation, Scale, Subnet
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
@@ -77,16 +78,16 @@ class Fastflow(FeatureTrainedDetector):
 
     epochs: int = 500
     weight_decay: float = 1e-5
-    flow_steps: int = 8
+    flow_steps: PositiveInt = 8
     """8 on CNNs, 20 on transformers."""
-    hidden_ratio: float = 1.0
+    hidden_ratio: PositiveFloat = 1.0
     """Width of a subnet, of its input's: 1 on CNNs, 0.16 on transformers."""
     only_3x3: bool = False
     """Whether all subnets are of 3x3 convolutions, which the paper takes for small backbones such as ResNet-18."""
     clamp: float = 2.0
     """Largest log-scale of a coupling."""
     frame: float = FRAME
-    sigma: float = 0.0
+    sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of the map, in pixels; the paper has none."""
 
     def _network(self) -> nn.Module:

@@ -24,15 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Lt
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.gaussian import PositionGaussians
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import as_vectors, on_device, stack_layers
@@ -121,25 +123,25 @@ class Ocsvm(Detector):
     quick: ClassVar[Mapping[str, object]] = {}
 
     backbone: str = "tf_efficientnet_lite0"
-    layers: tuple[int, ...] = (2, 3)
+    layers: Layers = (2, 3)
     weights: str | None = None
-    neighbourhood: int = 3
+    neighbourhood: PositiveInt = 3
     """Side of the square of neighbours that a patch is averaged with."""
     whiten: bool = True
     """Give all directions unit variance; False: all channels."""
-    epsilon: float = 0.01
+    epsilon: PositiveFloat = 0.01
     """Added to each variance, as a share of the mean variance."""
-    nu: float = 0.05
+    nu: Annotated[PositiveFloat, Lt(1)] = 0.05
     """Upper bound on the share of training patches outside, lower bound on that of support vectors."""
-    gamma: float | None = None
+    gamma: PositiveFloat | None = None
     """Of k = exp(-gamma |x - z|^2); None: 1 / number of channels."""
-    exact_patches: int = 8192
+    exact_patches: PositiveInt = 8192
     """Patches at most in the exact problem, drawn at random where there are more."""
-    centres: int = 1024
+    centres: PositiveInt = 1024
     """Support vectors at most that span the Nystroem space."""
-    epochs: int = 1
+    epochs: NonNegativeInt = 1
     """Passes of the gradient descent; 0 leaves the exact machine of the sample."""
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
         """The middle layers."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_moments, on_device, standard_layers
@@ -97,16 +98,16 @@ class SeSvdd(FeatureTrainedDetector):
     traits: ClassVar[Traits] = Traits(trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 16, "dimensions": 8, "epochs": 2, "batch_size": 2}
 
-    width: int = 32
+    width: PositiveInt = 32
     """Channels of all levels."""
-    dimensions: int = 32
+    dimensions: PositiveInt = 32
     """Coordinates of an embedding."""
     epochs: int = 50
     batch_size: int = 8
     learning_rate: float = 1e-4
     weight_decay: float = 1e-6
     frame: float = FRAME
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         for name in ("width", "dimensions"):

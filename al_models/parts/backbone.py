@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import al_models.parts.precision  # noqa: F401 (full float32 on GPUs)
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
+from al_models.parts.hub import asks_hub_once
 from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_file
 from al_models.types import SCALE_STEP, FeatureSpec
 
@@ -138,6 +139,7 @@ def _cut(network: nn.Module) -> None:
     network.blocks = network.blocks[: last + 1]
 
 
+@asks_hub_once
 def _network(spec: FeatureSpec) -> nn.Module:
     """The part of the model up to the last layer asked for, with its weights, in inference mode."""
     local = _local_weights(spec)

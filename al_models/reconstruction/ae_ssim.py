@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from al_models.errors import InvalidInput
+from al_models.parameters import PositiveInt
 from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
 from al_models.trained import TrainedDetector, with_maximum
@@ -132,18 +133,18 @@ class AeSsim(TrainedDetector):
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"patches": 32, "batch_size": 8, "epochs": 2, "stride": 64}
 
-    latent: int = 100
+    latent: PositiveInt = 100
     """Numbers a patch is squeezed into; the paper: 100 for textures, 500 for its nanofibres."""
     window: int = 11
     """Side of the SSIM window, in pixels."""
-    patches: int = 10_000
+    patches: PositiveInt = 10_000
     """Random patches cut out of the training images; an epoch sees as many."""
     epochs: int = 200
     """At most."""
     batch_size: int = 16
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
-    stride: int = 30
+    stride: PositiveInt = 30
     """Pixels from one test patch to the next."""
     patience: int | None = 8
     """Checks (four an epoch) of held-out patches without improvement after which to stop; None: all epochs."""

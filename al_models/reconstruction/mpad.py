@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
@@ -123,11 +124,11 @@ class Mpad(FeatureTrainedDetector):
         "batch_size": 2,
     }
 
-    width: int = 64
+    width: PositiveInt = 64
     """Channels between the features and the latent vectors."""
-    latent: int = 32
+    latent: PositiveInt = 32
     """Numbers of a latent vector."""
-    prototypes: int = 256
+    prototypes: PositiveInt = 256
     """Of each scale."""
     decay: float = 0.99
     """Of the averages that the prototypes follow, a step."""
@@ -136,7 +137,7 @@ class Mpad(FeatureTrainedDetector):
     epochs: int = 100
     batch_size: int = 8
     frame: float = FRAME
-    sigma: float = SIGMA
+    sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         for name in ("width", "latent", "prototypes"):
