@@ -23,7 +23,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     (
         "gaussian_finetune",
         _RIM,
-    ): "a Gaussian fits the images that it learned at every position alike: they tell no level",
+    ): "a Gaussian fits the images it learned at every position alike: they tell no level",
     ("mlf_sc", _RIM): "cuts border positions off and repeats the nearest inner ones, which are then the whole rim",
     ("somad", _RIM): "has few units for the patches of the rim, and their covariances are of few patches",
     ("spade", _RIM): "a training image is its own nearest neighbour: they tell no level",
@@ -177,6 +177,14 @@ class LowerIsMoreAnomalous(MeanImage):
         return replace(found, maps=-found.maps, scores=-found.scores)
 
 
+class HighestAtTheRim(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        maps = found.maps.copy()
+        maps[:, 0] += 20
+        return replace(found, maps=maps)
+
+
 class LooksAtTheBatch(MeanImage):
     def _predict(self, batch, runtime):
         found = super()._predict(batch, runtime)
@@ -253,6 +261,7 @@ BROKEN = {
     DoublePrecision: "maps_and_scores_have_the_stated_shape_and_type",
     MixesUpIds: "prediction_ids_match",
     LowerIsMoreAnomalous: "higher_is_more_anomalous",
+    HighestAtTheRim: "good_textures_score_highest_anywhere",
     LooksAtTheBatch: "batch_size_changes_nothing",
     CountsImages: "order_of_images_changes_nothing_in_predict",
     KnowsOneBackbone: "features_at_another_scale_rank_all_the_same",
