@@ -1,11 +1,11 @@
 """SPADE: Sub-Image Anomaly Detection with Deep Pyramid Correspondences (Cohen and Hoshen 2020, arXiv:2005.02357).
 
-The idea: an image's K nearest good images are found by their globally pooled features, and their mean distance is the
-image's score; then every pixel of the stacked feature pyramid is compared with all pixels of those K images, and its
-distance to the nearest is the map.
+The idea: an image's K nearest good images are found by their globally pooled features, and their mean squared distance
+is the image's score; then every pixel of the stacked feature pyramid is compared with all pixels of those K images, and
+its distance to the nearest is the map.
 
-Differs from the paper: distances are Euclidean, not squared (the order of pixels is the same); the paper resizes to
-256 and crops to 224, we see the whole image.
+Differs from the paper: scores and maps are roots of the paper's, which keeps every order; the paper resizes to 256 and
+crops to 224, we see the whole image.
 
 Shapes: n images, p = h * w pixels of the finest layer, c channels, k neighbours.
 """
@@ -67,7 +67,7 @@ class Spade(Detector):
             [self._pixel_distances(pixels, chosen, runtime) for pixels, chosen in zip(stacked, rows, strict=True)]
         )  # (n, h, w)
         maps = to_maps(patches, self.image_size, self.sigma)
-        return Prediction(batch.ids, maps.cpu().numpy(), distances.mean(1).numpy())
+        return Prediction(batch.ids, maps.cpu().numpy(), distances.square().mean(1).sqrt().numpy())
 
     def _pixel_distances(self, pixels: Tensor, chosen: Tensor, runtime: Runtime) -> Tensor:
         """(c, h, w) -> distance of each pixel to the nearest pixel of the chosen good images, (h, w)."""
