@@ -11,6 +11,7 @@ from typing import Any
 
 from storage.errors import DatasetError, OutsideRoot
 from storage.listing import unknown
+from storage.masks import RULES
 from storage.readers import check_draw, check_option
 from storage.samples import Label, Split
 
@@ -55,7 +56,6 @@ ROLES: dict[str, tuple[Split, Label]] = {
 }
 _NAMES = ("category", "defect_type", "part", "id")
 _NAMES_OF_FILE = ("parent", "stem", "suffix", "name")
-_RULES = ("auto", "nonzero", "above", "values", "labelme", "coco")
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -86,11 +86,17 @@ def checked_layout(table: Mapping[str, Any]) -> Layout:
     check_option("category", layout.category, allowed, "a name without slashes")
     _check_names(layout)
     rule = layout.mask_rule.partition(":")[0]
-    if rule not in _RULES:
-        raise unknown("mask_rule", rule, _RULES)
+    check_mask_rule(rule)
     if rule not in ("labelme", "coco") and any(path.lower().endswith(".json") for path in layout.mask):
         raise DatasetError(f"the mask is a JSON file, but mask_rule is {layout.mask_rule}; say labelme or coco")
     return layout
+
+
+def check_mask_rule(rule: str) -> None:
+    """Raises DatasetError, with the nearest names, for a rule that `storage.masks` does not know."""
+    known = [name.partition(":")[0] for name in RULES]
+    if rule.partition(":")[0] not in known:
+        raise unknown("mask_rule", rule.partition(":")[0], known)
 
 
 def _value(key: str, value: Any, default: Any) -> Any:

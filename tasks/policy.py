@@ -31,6 +31,8 @@ DEFAULTS: dict[str, Severity] = {
     "mask_known": "warn",
     "mask_not_empty": "warn",
     "mask_not_full": "warn",
+    "mask_not_inverted": "warn",
+    "mask_upright": "warn",
     "usual_brightness": "warn",
     "usual_contrast": "warn",
     "usual_sharpness": "warn",

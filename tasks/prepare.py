@@ -22,7 +22,7 @@ from al_models.parts.images import Decoded, decode, is_gray, light, perceptual_h
 from storage.errors import MaskError, NotInStore
 from storage.files import read_image
 from storage.listing import inside
-from storage.masks import read_mask
+from storage.masks import read_turned_mask
 from storage.samples import Sample, from_parquet, parse_box
 from storage.stacks import Stack
 from storage.store import Draft, Store
@@ -54,6 +54,7 @@ OF_THE_IMAGE = {
     "perceptual_hash": "string",
     "constant": "boolean",
     "note": "string",
+    "orientation": "Int64",
 }
 """What follows from an image's content alone."""
 COLUMNS = {
@@ -70,8 +71,11 @@ COLUMNS = {
     "mask_width": "Int64",
     "mask_height": "Int64",
     "mask_fraction": "Float64",
+    "mask_border": "Float64",
+    "mask_orientation": "Int64",
 }
-"""Of `facts.parquet`. Brightness, contrast and sharpness are `al_models.parts.images.light` of the resized image."""
+"""Of `facts.parquet`. The orientations are EXIF's, 1 where there is none, and `mask_border` is the share of the image's
+outermost pixels that its mask marks. Brightness, contrast and sharpness are `al_models.parts.images.light` of the resized image."""
 
 
 @task(
@@ -244,6 +248,7 @@ def _describe(decoded: Decoded, small: np.ndarray) -> dict[str, Any]:
         "perceptual_hash": perceptual_hash(small).hex(),
         "constant": bool(constant),
         "note": decoded.note,
+        "orientation": decoded.orientation,
     }
 
 
@@ -251,7 +256,7 @@ def _look_at_mask(root: Path, folders: Sequence[str], sample: Sample) -> dict[st
     if sample.mask is None:
         return {"mask_state": sample.mask_state}
     try:
-        mask = read_mask(root, sample, folders)
+        mask, turned = read_turned_mask(root, sample, folders)
     except MaskError as error:
         return {"mask_state": "unreadable", "mask_problem": str(error)}
     height, width = mask.shape
@@ -260,4 +265,6 @@ def _look_at_mask(root: Path, folders: Sequence[str], sample: Sample) -> dict[st
         "mask_width": width,
         "mask_height": height,
         "mask_fraction": float(mask.mean()),
+        "mask_border": float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()),
+        "mask_orientation": turned,
     }

@@ -52,6 +52,8 @@ class Decoded:
     """Channels of `pixels`: 1 or 3."""
     note: str | None
     """What decoding changed or did not apply, in words; None when there is nothing to say."""
+    orientation: int = 1
+    """The file's EXIF orientation, which is not applied; 1: none."""
 
 
 def decode(data: bytes) -> Decoded:
@@ -62,7 +64,9 @@ def decode(data: bytes) -> Decoded:
     """
     image, frames, pixels = _load(data)
     bits = _bit_depth(image, data)
-    notes = [_orientation_note(image), f"only the first of {frames} frames was read" if frames > 1 else None]
+    turned = _orientation(image)
+    notes = [None if turned == 1 else f"EXIF orientation {turned} was not applied"]
+    notes.append(f"only the first of {frames} frames was read" if frames > 1 else None)
     if pixels is None and image.mode.startswith("I"):
         # 65535 / 255 = 257: black stays black and white stays white.
         pixels = np.rint(np.asarray(image) / np.float32(257)).astype(np.uint8)
@@ -80,6 +84,7 @@ def decode(data: bytes) -> Decoded:
         bit_depth=bits,
         n_channels=1 if pixels.ndim == 2 else 3,
         note="; ".join(note for note in notes if note) or None,
+        orientation=turned,
     )
 
 
@@ -245,11 +250,10 @@ def _refuse_transparency(image: Image.Image) -> None:
         )
 
 
-def _orientation_note(image: Image.Image) -> str | None:
+def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info:
-        return None
+        return 1
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata says nothing about the pixels
-        return None
-    return None if orientation == 1 else f"EXIF orientation {orientation} was not applied"
+        return 1
