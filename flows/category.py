@@ -28,11 +28,13 @@ Steps = dict[str, PrefectFuture[Any]]
 """Step -> its future, in the order in which one waits for the other."""
 
 
-def listed(store: Store, source: DataSource, take_in: Callable[..., Ingested] = ingest) -> Ingested:
+def listed(
+    store: Store, source: DataSource, take_in: Callable[..., Ingested] = ingest, *, rehash: bool = False
+) -> Ingested:
     """The categories of a data set; the demo's is made first. `take_in`: the step, or its bare function."""
     if source.dataset == "demo":
         make_demo_data(Path(source.root))
-    return take_in(store.url, source.dataset, source.root, source.categories, source.options)
+    return take_in(store.url, source.dataset, source.root, source.categories, source.options, rehash)
 
 
 def shared_spec(image_size: int) -> FeatureSpec:

@@ -93,6 +93,7 @@ def benchmark(
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
     workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
+    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be computed, and end.")] = False,
 ) -> None:
     """Compare methods on data sets: every method on every category, unless some are named."""
@@ -107,6 +108,7 @@ def benchmark(
         "runner": runner,
         "workers": workers,
         "threads": threads,
+        "rehash": rehash,
         "seeds": seed,
         "data": [_source(text, category, _options(option, inspect)) for text in data] if data else None,
         "validation": _policy(rule, values.get("validation")),
@@ -159,11 +161,12 @@ def nightly(
     report: Annotated[str | None, typer.Option(help="Folder of the page.  [default: al-report]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
 ) -> None:
     """Refit each model on what is new, prove it against the one in use, and promote it or not."""
     from flows.runfile import NightlyRun, read_run_file
 
-    given = {"store": store, "report": report, "device": device, "runner": runner}
+    given = {"store": store, "report": report, "device": device, "runner": runner, "rehash": rehash}
     values = read_run_file(run_file, NightlyRun).model_dump()
     values.update({name: value for name, value in given.items() if value is not None})
     outcome, failed = _run_flow("flows.nightly:nightly", _checked(NightlyRun, values))
@@ -212,6 +215,7 @@ def ingest(
     report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
 ) -> None:
     """Take a data set in and judge it: what is usable, what is wrong and why, on one page."""
     from flows.runfile import IngestRun, RunFileError, read_run_file
@@ -233,6 +237,7 @@ def ingest(
         "report": report,
         "device": device,
         "runner": runner,
+        "rehash": rehash,
         "download": download,
         "data_docs": data_docs,
         "validation": _policy(rule, values.get("validation")),
@@ -358,6 +363,7 @@ def _ingest(run: IngestRun) -> None:
     outcome, failed = _run_flow("flows.ingest:ingest", run)
     for name, reason in outcome.unusable.items():
         errors.print("[red]cannot be used:[/red]", escape(f"{name}: {reason}"), highlight=False, soft_wrap=True)
+    _tell(outcome.told)
     for name, reason in outcome.remarks.items():
         errors.print("[yellow]not searched for suspects:[/yellow]", escape(f"{name}: {reason}"), highlight=False)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
@@ -404,11 +410,18 @@ def _show(outcome: Outcome) -> None:
         cost = ["–" if value is None else f"{value:.0f}" for value in (row.seconds, row.peak_memory_mb)]
         table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *figures, *cost)
     console.print(table)
+    _tell(outcome.told)
     for record in outcome.records:
         if record.status == "failed":
             cell = f"{record.method} {record.dataset}/{record.category}: {record.reason}"
             errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
+
+
+def _tell(lines: list[str]) -> None:
+    """What is doubtful or left out of the data."""
+    for line in lines:
+        errors.print("[yellow]data:[/yellow]", escape(line), highlight=False, soft_wrap=True)
 
 
 def _show_search(outcome: Chosen) -> None:

@@ -54,6 +54,7 @@ class Run(Strict):
         "The last bits of what a CPU trains and predicts depend on it, and on no other choice of where a run runs",
     )
 
+    rehash: bool = Field(False, description="Read every file again, whatever its size, times and inode say")
     step_minutes: float = Field(
         24 * 60,
         gt=0,

@@ -88,7 +88,7 @@ class Sweep:
         each gets a second chance in the end, alone."""
         self.categories: list[CategorySteps] = []
         for source in run.data:
-            found = listed(store, source)
+            found = listed(store, source, rehash=run.rehash)
             for name, reason in found.problems.items():
                 self.unlisted += [(cell, reason) for cell in run.cells(source.dataset, name)]
             self.categories += [CategorySteps(each, run) for each in found.categories]

@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Severity] = {
     "one_split_per_part": "reject",
     "near_unique_in_split": "warn",
     "near_unique_across_splits": "warn",
+    "label_known": "warn",
     "mask_size": "reject",
     "mask_known": "warn",
     "mask_not_empty": "warn",

@@ -75,7 +75,8 @@ COLUMNS = {
     "mask_orientation": "Int64",
 }
 """Of `facts.parquet`. The orientations are EXIF's, 1 where there is none, and `mask_border` is the share of the image's
-outermost pixels that its mask marks. Brightness, contrast and sharpness are `al_models.parts.images.light` of the resized image."""
+outermost pixels that its mask marks. Brightness, contrast and sharpness are `al_models.parts.images.light` of the
+resized image."""
 
 
 @task(

@@ -11,7 +11,7 @@ import heapq
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Summary:
     """Path -> why; the first few."""
     note: str | None
     """Why the version decides nothing, if it does not."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """What lies among the images and is not judged -> why."""
+    beyond: int = 0
+    """Images with values beyond the range that the version has learned."""
 
     @property
     def changed(self) -> list[Change]:

@@ -56,6 +56,9 @@ def with_comparisons(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     table["size"] = size.where(readable).astype("category")
     table["shorter_side"] = table[["width", "height"]].min(axis=1).where(readable)
     table["mask_missing"] = _mask_missing(table, anomalous)
+    table["may_be_good"] = table["defect_type"].where(
+        (table["label"] == "unknown") & (table["defect_type"] != "unknown")
+    )
     table["mask_turned"] = _mask_turned(table, anomalous)
     fits = (table["mask_width"] == table["width"]) & (table["mask_height"] == table["height"])
     told = table["mask_turned"].notna() & (policy.severity("mask_upright") != "off")
@@ -267,6 +270,15 @@ def _about_copies(policy: Policy) -> list[Rule]:
 
 def _about_masks(policy: Policy) -> list[Rule]:
     return [
+        _empty(
+            policy,
+            "label_known",
+            "it is known which test images are good",
+            "of the kind {may_be_good}, which may mean good, so it is judged but counts in no figure; with the data "
+            "set `folder` say --option good={may_be_good} where such images are good, --option 'good=[]' where they "
+            "are defective, or call the folder good",
+            "may_be_good",
+        ),
         _in_set(
             policy,
             "mask_size",
@@ -427,7 +439,9 @@ def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
     shown = quarter & (table["mask_width"] == table["height"]) & (table["mask_height"] == table["width"])
     of = anomalous & table["mask_width"].notna()
     unclear = (of & (image != mask) & ~as_stored & (shown | ~quarter)).fillna(False)
-    tags = "EXIF orientation " + image.astype("string") + " for the image and " + mask.astype("string") + " for its mask"
+    tags = (
+        "EXIF orientation " + image.astype("string") + " for the image and " + mask.astype("string") + " for its mask"
+    )
     found[unclear] = tags + ", neither applied: whether the mask lies on the picture as stored or as shown is not known"
     return found
 
