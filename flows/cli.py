@@ -78,7 +78,9 @@ def demo(store: StoreOption = "al-demo/store", report: ReportOption = "al-demo/r
 @app.command()
 def benchmark(
     run_file: Annotated[Path | None, typer.Argument(help="Run file (TOML); options given beside it win.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER, such as mvtec_ad=data/mvtec.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="DATASET=FOLDER, such as mvtec_ad=data/mvtec; folder:NAME=FOLDER names it.")
+    ] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
     inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
@@ -471,6 +473,8 @@ def _source(text: str, categories: list[str] | None, options: dict[str, Any]) ->
     dataset, equals, root = text.partition("=")
     if not equals or not root:
         raise RunFileError(f"--data {text!r} was given; expected NAME=FOLDER, such as mvtec_ad=data/mvtec")
+    dataset, colon, name = dataset.partition(":")
+    options = options | ({"category": name} if colon else {})
     return {"dataset": dataset, "root": root, "categories": categories, "options": options}
 
 

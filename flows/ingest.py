@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.category import CategorySteps, Steps, first_failure, judged_of, listed
+from flows.category import CategorySteps, Steps, all_listed, first_failure, judged_of
 from flows.runfile import IngestRun
 from flows.runners import ThreadsRunner, on_asked_runner
 from flows.watch import Watch
@@ -77,10 +77,9 @@ def ingest(run: IngestRun) -> State[Outcome]:
 def _start(run: IngestRun, store: Store, unusable: dict[str, str]) -> list[tuple[CategorySteps, Steps]]:
     """Submit every step of every category; what cannot even be listed is unusable."""
     running: list[tuple[CategorySteps, Steps]] = []
-    for source in run.data:
-        if run.download:
-            download(source.dataset, source.root)
-        found = listed(store, source, rehash=run.rehash)
+    for source in run.data if run.download else ():
+        download(source.dataset, source.root)
+    for source, found in all_listed(store, run):
         unusable |= {f"{source.dataset}/{name}": reason for name, reason in found.problems.items()}
         for category in found.categories:
             shared = CategorySteps(category, run)

@@ -109,6 +109,7 @@ def _version_of(record: RunRecord, model: dict[str, Any], parent: int | None) ->
             outputs={step: record.keys[step] for step in _COPIED},
             parent=parent,
             updated_from=model.get("updated_from"),
+            root=record.root,
         ),
         metrics=record.metrics,
         intervals=record.intervals,

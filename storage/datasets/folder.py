@@ -45,6 +45,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from storage.datasets.mvtec_ad import list_tree
 from storage.errors import DatasetError, MaskError, OutsideRoot
@@ -174,6 +175,17 @@ def list_samples(
     words = None if good is None else texts_of("good", good)
     rule = mask_rule or "auto"
     return list_tree(dataset, root, categories, mask_rule=rule, good=words, called=category, links_to=links)
+
+
+def name_of(root: Path, options: Mapping[str, Any]) -> str | None:
+    """The name of a root that is one category whatever lies in it; None where that is still to be seen."""
+    given = options.get("category")
+    if isinstance(given, str):
+        return given
+    patterns = options.get("train") or options.get("layout") or os.path.isfile(root / "layout.toml")
+    if patterns or not os.path.isdir(root) or (is_tree(root) and not os.path.isdir(root / "train/good")):
+        return None
+    return root.resolve().name
 
 
 def _links(root: Path, folders: Sequence[str]) -> list[str]:

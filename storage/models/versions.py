@@ -69,6 +69,8 @@ class Lineage:
     """The champion when it was added; None when there was none."""
     updated_from: str | None = None
     """Key of the earlier model that learned the new images on top; None: all images were learned at once."""
+    root: str = ""
+    """Folder that its images lay in; empty in versions that do not know."""
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         seed=cell.seed,
         cell=cell.id,
         status="done",
+        root=validated.category.root,
         metrics=found.meta["metrics"],
         intervals=found.meta["intervals"],
         calibration=found.meta["calibration"],
