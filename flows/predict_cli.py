@@ -73,6 +73,9 @@ def _show(summary: Summary) -> None:
     for change in summary.changed:
         figures = f"{change.before:.4g} -> {change.now:.4g} (p {change.adjusted:.2g}, {change.n} images)"
         errors.print("[yellow]drift:[/yellow]", escape(f"{change.statistic} {figures}"), highlight=False)
+    if summary.beyond:
+        told = f"{summary.beyond} images have values beyond those that the version has learned; see `note` of each"
+        errors.print("[yellow]out of range:[/yellow]", escape(told), highlight=False, soft_wrap=True)
     shown = list(summary.left_out.items())[:_SHOWN]
     for path, reason in shown:
         errors.print("[yellow]left out:[/yellow]", escape(f"{path}: {reason}"), highlight=False, soft_wrap=True)

@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Severity] = {
     "usual_size": "warn",
     "usual_channels": "warn",
     "usual_bit_depth": "reject",
+    "usual_range": "reject",
+    "in_range": "warn",
     "one_label": "reject",
     "unique_in_split": "reject",
     "unique_across_splits": "reject",

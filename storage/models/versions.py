@@ -102,6 +102,8 @@ class ModelVersion:
     versions: dict[str, str] = field(default_factory=dict)
     """Of Python and the libraries that results depend on."""
     hardware: str = ""
+    white: float | None = None
+    """Value that becomes 255 in images of more than 8 bits a channel, learned from the good ones; None: they had 8."""
     number: int = 0
     """Counts up within a data set's category and is never given twice; 0 before the registry has given one."""
     files: dict[str, str] = field(default_factory=dict)

@@ -56,6 +56,7 @@ def with_comparisons(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     table["size"] = size.where(readable).astype("category")
     table["shorter_side"] = table[["width", "height"]].min(axis=1).where(readable)
     table["mask_missing"] = _mask_missing(table, anomalous)
+    table["slightly_beyond"] = table["beyond"].where(table["beyond"].fillna(0) <= 0.5)
     table["may_be_good"] = table["defect_type"].where(
         (table["label"] == "unknown") & (table["defect_type"] != "unknown")
     )
@@ -195,6 +196,41 @@ def _about_what_is_usual(table: pd.DataFrame, policy: Policy, image_size: int) -
             "bit_depth",
             bits,
         ),
+        *_about_range(table, policy),
+    ]
+
+
+def _about_range(table: pd.DataFrame, policy: Policy) -> list[Rule]:
+    """Values of more than 8 bits lie in the range that was learned from the good images."""
+    known = table["white"].dropna()
+    end = f"{known.iloc[0]:g}" if len(known) else "255"
+    learned = f"0 to {end}, the range learned from the good training images"
+    reason = f"{{beyond:.2%}} of its values lie above {learned}, the largest is {{highest:g}}"
+    return [
+        Rule(
+            name,
+            f"{what} in {learned}",
+            policy.severity(name),
+            f"{reason}; {advice}",
+            "ExpectColumnValuesToBeBetween",
+            {"column": column, "max_value": most},
+        )
+        for name, what, advice, column, most in (
+            (
+                "usual_range",
+                "most values of an image lie",
+                "it was exported in another range: export it anew",
+                "beyond",
+                0.5,
+            ),
+            (
+                "in_range",
+                "all values lie",
+                "they were taken for white: see to exposure and export",
+                "slightly_beyond",
+                0,
+            ),
+        )
     ]
 
 
