@@ -235,7 +235,7 @@ class _Tree:
 def _ambiguous(category: str, images: Sequence[str], masks: Sequence[str]) -> list[SetAside]:
     """Masks that may be of either of two images."""
     aside = []
-    for group in same_stem(images):
+    for group in same_stem(images) if masks else ():
         for mask in dict.fromkeys(pair([group[0]], masks, "_mask", "").values()):
             if mask is not None:
                 names = " or ".join(group)
