@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect import flow
 from prefect.states import Completed, Failed, State
@@ -16,6 +16,7 @@ from storage.records import RunRecord
 from storage.store import Store
 from tasks.report import report
 from tasks.report.data import Judged
+from tasks.report.told import told
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Outcome:
     report: str
     """Path of index.html."""
     records: list[RunRecord]
+    told: list[str] = field(default_factory=list)
+    """What is doubtful or left out of the data."""
 
     @property
     def failed(self) -> int:
@@ -62,7 +65,7 @@ def compare(run: RunFile, store: Store) -> Outcome:
         judged = [found for shared in sweep.categories for found in _judged(shared)]
         path = report(store.url, run.report, [record.cell for record in records], judged)
         watch.report(path, records)
-    return Outcome(path, records)
+    return Outcome(path, records, told(store, list(dict.fromkeys(judged))))
 
 
 def _judged(shared: CategorySteps) -> list[Judged]:

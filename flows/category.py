@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,9 @@ from prefect.futures import PrefectFuture
 
 from al_models.registry import create
 from al_models.types import FeatureSpec
-from flows.runfile import DataSource, IngestRun, RunFile
+from flows.runfile import DataSource, IngestRun, RunFile, twice
 from flows.runners import in_processes
+from storage.errors import DatasetError
 from storage.store import Store
 from tasks.demo_data import make_demo_data
 from tasks.extract import extract, extract_part
@@ -28,11 +29,29 @@ Steps = dict[str, PrefectFuture[Any]]
 """Step -> its future, in the order in which one waits for the other."""
 
 
-def listed(store: Store, source: DataSource, take_in: Callable[..., Ingested] = ingest) -> Ingested:
+def listed(
+    store: Store, source: DataSource, take_in: Callable[..., Ingested] = ingest, *, rehash: bool = False
+) -> Ingested:
     """The categories of a data set; the demo's is made first. `take_in`: the step, or its bare function."""
     if source.dataset == "demo":
         make_demo_data(Path(source.root))
-    return take_in(store.url, source.dataset, source.root, source.categories, source.options)
+    return take_in(store.url, source.dataset, source.root, source.categories, source.options, rehash)
+
+
+def all_listed(
+    store: Store, run: RunFile | IngestRun, take_in: Callable[..., Ingested] = ingest
+) -> Iterator[tuple[DataSource, Ingested]]:
+    """Each source of a run with its categories. Raises DatasetError for a category that two of them have: one model,
+    and one row of a table, cannot stand for both."""
+    roots: dict[str, str] = {}
+    for source in run.data:
+        found = listed(store, source, take_in, rehash=run.rehash)
+        for category in (*(each.category for each in found.categories), *found.problems):
+            name = f"{source.dataset}/{category}"
+            if name in roots:
+                raise DatasetError(twice(name, roots[name], source.root))
+            roots[name] = source.root
+        yield source, found
 
 
 def shared_spec(image_size: int) -> FeatureSpec:

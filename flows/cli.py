@@ -123,7 +123,9 @@ def demo(store: StoreOption = "al-demo/store", report: ReportOption = "al-demo/r
 @app.command()
 def benchmark(
     run_file: Annotated[Path | None, typer.Argument(help="Run file (TOML); options given beside it win.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER, such as mvtec_ad=data/mvtec.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="DATASET=FOLDER, such as mvtec_ad=data/mvtec; folder:NAME=FOLDER names it.")
+    ] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
     inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
@@ -138,6 +140,7 @@ def benchmark(
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
     workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
+    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be computed, and end.")] = False,
 ) -> None:
     """Compare methods on data sets: every method on every category, unless some are named."""
@@ -152,6 +155,7 @@ def benchmark(
         "runner": runner,
         "workers": workers,
         "threads": threads,
+        "rehash": rehash,
         "seeds": seed,
         "data": [_source(text, category, _options(option, inspect)) for text in data] if data else None,
         "validation": _policy(rule, values.get("validation")),
@@ -204,11 +208,12 @@ def nightly(
     report: Annotated[str | None, typer.Option(help="Folder of the page.  [default: al-report]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
 ) -> None:
     """Refit each model on what is new, prove it against the one in use, and promote it or not."""
     from flows.runfile import NightlyRun, read_run_file
 
-    given = {"store": store, "report": report, "device": device, "runner": runner}
+    given = {"store": store, "report": report, "device": device, "runner": runner, "rehash": rehash}
     values = read_run_file(run_file, NightlyRun).model_dump()
     values.update({name: value for name, value in given.items() if value is not None})
     outcome, failed = _run_flow("flows.nightly:nightly", _checked(NightlyRun, values))
@@ -260,6 +265,7 @@ def ingest(
     report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
+    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
 ) -> None:
     """Take a data set in and judge it: what is usable, what is wrong and why, on one page."""
     from flows.runfile import IngestRun, RunFileError, read_run_file
@@ -281,6 +287,7 @@ def ingest(
         "report": report,
         "device": device,
         "runner": runner,
+        "rehash": rehash,
         "download": download,
         "data_docs": data_docs,
         "validation": _policy(rule, values.get("validation")),
@@ -409,6 +416,7 @@ def _ingest(run: IngestRun) -> None:
     outcome, failed = _run_flow("flows.ingest:ingest", run)
     for name, reason in outcome.unusable.items():
         errors.print("[red]cannot be used:[/red]", escape(f"{name}: {reason}"), highlight=False, soft_wrap=True)
+    _tell(outcome.told)
     for name, reason in outcome.remarks.items():
         errors.print("[yellow]not searched for suspects:[/yellow]", escape(f"{name}: {reason}"), highlight=False)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
@@ -457,6 +465,7 @@ def _show(outcome: Outcome) -> None:
         cost = ["–" if value is None else f"{value:.0f}" for value in (row.seconds, row.peak_memory_mb)]
         table.add_row("–" if row.rank is None else f"{row.rank:.3g}", row.variant.name, *values, *cost)
     console.print(table)
+    _tell(outcome.told)
     names_of = {record.cell: row.variant.name for row in found.rows for record in row.variant.records}
     several = len({record.seed for record in outcome.records}) > 1
     for record in outcome.records:
@@ -465,6 +474,12 @@ def _show(outcome: Outcome) -> None:
             cell = f"{names_of[record.cell]} {record.dataset}/{record.category}{seed}: {record.reason}"
             errors.print("[red]failed:[/red]", escape(cell), highlight=False, soft_wrap=True)
     console.print(f"report: {outcome.report}", soft_wrap=True, highlight=False)
+
+
+def _tell(lines: list[str]) -> None:
+    """What is doubtful or left out of the data."""
+    for line in lines:
+        errors.print("[yellow]data:[/yellow]", escape(line), highlight=False, soft_wrap=True)
 
 
 def _show_search(outcome: Chosen) -> None:
@@ -514,6 +529,8 @@ def _source(text: str, categories: list[str] | None, options: dict[str, Any]) ->
     dataset, equals, root = text.partition("=")
     if not equals or not root:
         raise RunFileError(f"--data {text!r} was given; expected NAME=FOLDER, such as mvtec_ad=data/mvtec")
+    dataset, colon, name = dataset.partition(":")
+    options = options | ({"category": name} if colon else {})
     return {"dataset": dataset, "root": root, "categories": categories, "options": options}
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.category import CategorySteps, Steps, first_failure, judged_of, listed
+from flows.category import CategorySteps, Steps, all_listed, first_failure, judged_of
 from flows.runfile import IngestRun
 from flows.runners import ThreadsRunner, on_asked_runner
 from flows.watch import Watch
 from storage.store import Store
 from tasks.download import download
 from tasks.report.data import DOCS, Judged, data_report
+from tasks.report.told import told
 from tasks.validate import build_data_docs
 
 IMAGE_SIZE = 256
@@ -33,6 +34,8 @@ class Outcome:
     """data set/category -> why nothing can be learned from it."""
     remarks: dict[str, str] = field(default_factory=dict)
     """data set/category -> why it was not searched for suspects."""
+    told: list[str] = field(default_factory=list)
+    """How many images and files are doubtful or left out, and the reasons that matter most."""
 
 
 @flow(name="ingest", flow_run_name="ingest {run.title}", task_runner=ThreadsRunner())
@@ -65,7 +68,7 @@ def ingest(run: IngestRun) -> State[Outcome]:
                     build_data_docs(steps["prepare"].result(), folder, run.validation)
         path = data_report(store.url, run.report, judged, run.data_docs)
         watch.report(path)
-    outcome = Outcome(path, judged, unusable, remarks)
+    outcome = Outcome(path, judged, unusable, remarks, told(store, judged, all_categories=True))
     if unusable:
         return Failed(data=outcome, message=f"{len(unusable)} categories cannot be used; see {path}")
     return Completed(data=outcome, message=f"{len(judged)} categories; see {path}")
@@ -74,10 +77,9 @@ def ingest(run: IngestRun) -> State[Outcome]:
 def _start(run: IngestRun, store: Store, unusable: dict[str, str]) -> list[tuple[CategorySteps, Steps]]:
     """Submit every step of every category; what cannot even be listed is unusable."""
     running: list[tuple[CategorySteps, Steps]] = []
-    for source in run.data:
-        if run.download:
-            download(source.dataset, source.root)
-        found = listed(store, source)
+    for source in run.data if run.download else ():
+        download(source.dataset, source.root)
+    for source, found in all_listed(store, run):
         unusable |= {f"{source.dataset}/{name}": reason for name, reason in found.problems.items()}
         for category in found.categories:
             shared = CategorySteps(category, run)

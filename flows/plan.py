@@ -21,7 +21,7 @@ from rich.table import Table
 
 from al_models.parts.backbone import feature_shapes
 from al_models.types import FeatureSpec
-from flows.category import CategorySteps, listed
+from flows.category import CategorySteps, all_listed, listed
 from flows.runfile import RunFile, SearchRun
 from flows.searchrun import in_words
 from storage.records import RunRecord, read_records
@@ -95,8 +95,7 @@ def plan(run: RunFile) -> Plan:
     store, found = Store(run.store), Plan()
     rates = Rates(read_records(store))
     with only_looking():
-        for source in run.data:
-            ingested = listed(store, source, ingest.fn)
+        for source, ingested in all_listed(store, run, ingest.fn):
             for name, reason in ingested.problems.items():
                 found.cells += [PlannedCell(cell, (), reason) for cell in run.cells(source.dataset, name)]
             for category in ingested.categories:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,6 +50,7 @@ def predict(run: PredictRun) -> State[Summary]:
             summary = work.summarise()
         else:
             summary = _until_stopped(run, run.watch, work)
+    summary = replace(summary, left_out=run.left_out())
     return Completed(data=summary, message=f"{_said(summary.decisions)}; see {summary.out}")
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tasks.summarise import Summary
 
 
+_SHOWN = 5
+"""Files left out that are named."""
+
+
 def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns in quotes, @list.txt (a path a line).")],
     model: Annotated[str, typer.Option(help="Such as mvtec_ad/grid (its champion) or mvtec_ad/grid@3.")],
@@ -67,6 +71,14 @@ def _show(summary: Summary) -> None:
     for change in summary.changed:
         figures = f"{change.before:.4g} -> {change.now:.4g} (p {change.adjusted:.2g}, {change.n} images)"
         errors.print("[yellow]drift:[/yellow]", escape(f"{change.statistic} {figures}"), highlight=False)
+    if summary.beyond:
+        told = f"{summary.beyond} images have values beyond those that the version has learned; see `note` of each"
+        errors.print("[yellow]out of range:[/yellow]", escape(told), highlight=False, soft_wrap=True)
+    shown = list(summary.left_out.items())[:_SHOWN]
+    for path, reason in shown:
+        errors.print("[yellow]left out:[/yellow]", escape(f"{path}: {reason}"), highlight=False, soft_wrap=True)
+    if len(summary.left_out) > len(shown):
+        errors.print(f"[yellow]left out:[/yellow] {len(summary.left_out)} files and folders in all", highlight=False)
     for path, reason in summary.unreadable.items():
         errors.print("[red]unreadable:[/red]", escape(f"{path}: {reason}"), highlight=False, soft_wrap=True)
     if "undecided" in summary.decisions:

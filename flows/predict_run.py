@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.device import Device
 from flows.store_url import StoreUrl
-from storage.image_paths import image_paths
+from storage.image_paths import image_paths, look_for_images
 from storage.models import Registry
 from storage.store import Store
 
@@ -32,6 +32,10 @@ class PredictRun(BaseModel):
     def title(self) -> str:
         """For people, in the UI."""
         return f"{self.model}: {', '.join('/'.join(Path(given).parts[-2:]) for given in self.images)}"
+
+    def left_out(self) -> dict[str, str]:
+        """What lies among the images and is not judged -> the reason."""
+        return look_for_images(self.images, Path(self.out), may_be_none=True)[1]
 
     def paths(self) -> list[str]:
         """The images that are there now. Raises DatasetError for what is not, unless it is waited for."""

@@ -28,6 +28,14 @@ class RunFileError(ValueError):
     """A run file that cannot be used."""
 
 
+def twice(name: str, first: str, second: str) -> str:
+    """Why two sources cannot have one name, and what to do about it."""
+    return (
+        f"{first!r} and {second!r} are both called {name}, and one would take the other's place; give each a name of "
+        f'its own: --data folder:NAME={second}, or options = {{category = "NAME"}} in a run file'
+    )
+
+
 class DataSource(Strict):
     """A data set and where it lies."""
 
@@ -56,6 +64,7 @@ class Run(Strict):
         "The last bits of what a CPU trains and predicts depend on it, and on no other choice of where a run runs",
     )
 
+    rehash: bool = Field(False, description="Read every file again, whatever its size, times and inode say")
     step_minutes: float = Field(
         24 * 60,
         gt=0,
@@ -74,11 +83,19 @@ class Run(Strict):
             device_of(self.device)
 
     def check_data(self) -> None:
-        """Raises DatasetError for a data set or an option that does not exist, before anything is started."""
+        """Raises DatasetError for a data set or an option that does not exist, and RunFileError for two folders of one
+        name, before anything is started."""
         from storage.datasets import check_options
+        from storage.datasets.folder import name_of
 
+        roots: dict[str, str] = {}
         for source in self.data:
             check_options(source.dataset, source.options)
+            name = name_of(Path(source.root), source.options) if source.dataset == "folder" else None
+            if name in roots:
+                raise RunFileError(twice(f"folder/{name}", roots[name], source.root))
+            if name is not None:
+                roots[name] = source.root
 
 
 class IngestRun(Run):

@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flows.category import CategorySteps, Steps, first_failure, listed
+from flows.category import CategorySteps, Steps, all_listed, first_failure
 from flows.runfile import RunFile
 from flows.runners import running_on
 from flows.watch import Watch
@@ -87,8 +87,7 @@ class Sweep:
         """Cells whose steps were on workers that died. Dask blames all that wait there with the one that did it, so
         each gets a second chance in the end, alone."""
         self.categories: list[CategorySteps] = []
-        for source in run.data:
-            found = listed(store, source)
+        for source, found in all_listed(store, run):
             for name, reason in found.problems.items():
                 self.unlisted += [(cell, reason) for cell in run.cells(source.dataset, name)]
             self.categories += [CategorySteps(each, run) for each in found.categories]

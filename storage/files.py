@@ -21,16 +21,23 @@ Progress = Callable[[int, int], None]
 
 MAX_BYTES = 2**30
 """Larger files are not read: no image that is decoded has as many bytes, and they would fill the memory."""
+_COLUMNS = ["path", "size", "mtime_ns", "ctime_ns", "inode", "content"]
 _RACY_NS = 2_000_000_000
 """A file written so shortly before it was hashed may change again without a new time."""
+_TICK_NS = 100_000_000
+"""The same of an inode, whose time no file system keeps in whole seconds."""
 
 
 @dataclass
 class Hashes:
-    """Content names of files by place, size and time: a file is hashed again only when one of them has changed."""
+    """Content names of files by place, size, times and inode: a file is hashed again only when one has changed.
 
-    known: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """Path -> size in bytes, time of change in ns, content name."""
+    The time of the inode's change and its number tell what was put in a file's place with its size and time (`rsync
+    -a`, `cp -p`, an archive whose times are fixed).
+    """
+
+    known: dict[str, tuple[int, int, int, int, str]] = field(default_factory=dict)
+    """Path -> size in bytes, times of change of content and of inode in ns, number of the inode, content name."""
     hashed: int = 0
     """Files whose content was read."""
 
@@ -41,30 +48,34 @@ class Hashes:
             if before.st_size > MAX_BYTES:
                 return None
             kept = self.known.get(path)
-            if kept is not None and kept[:2] == (before.st_size, before.st_mtime_ns):
-                return kept[2]
+            stamp = (before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+            if kept is not None and kept[:4] == stamp:
+                return kept[4]
             now = time.time_ns()
             name = content_hash((root / path).read_bytes())
         except (PermissionError, FileNotFoundError):
             return None
         self.hashed += 1
-        if now - before.st_mtime_ns > _RACY_NS:
-            self.known[path] = (before.st_size, before.st_mtime_ns, name)
+        if now - before.st_mtime_ns > _RACY_NS and now - before.st_ctime_ns > _TICK_NS:
+            self.known[path] = (*stamp, name)
         return name
 
     def to_parquet(self) -> bytes:
         """The table, to be kept."""
         rows = [(path, *kept) for path, kept in sorted(self.known.items())]
         buffer = io.BytesIO()
-        pd.DataFrame(rows, columns=["path", "size", "mtime_ns", "content"]).to_parquet(buffer, index=False)
+        table = pd.DataFrame(rows, columns=_COLUMNS).astype({"inode": "uint64"})  # which may have its highest bit set
+        table.to_parquet(buffer, index=False)
         return buffer.getvalue()
 
     @staticmethod
     def from_parquet(data: bytes) -> Hashes:
-        """What was kept."""
+        """What was kept; nothing of a table of an earlier version, which knew less of a file."""
         frame = pd.read_parquet(io.BytesIO(data))
-        rows = frame[["path", "size", "mtime_ns", "content"]].itertuples(index=False, name=None)
-        return Hashes({str(path): (int(size), int(time_ns), str(name)) for path, size, time_ns, name in rows})
+        if {"path", "content"} <= set(frame) and "inode" not in frame:
+            return Hashes()
+        rows = frame[_COLUMNS].itertuples(index=False, name=None)
+        return Hashes({str(path): (*map(int, stamp), str(name)) for path, *stamp, name in rows})  # type: ignore[misc]
 
 
 def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = None) -> Listing:

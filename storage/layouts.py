@@ -11,6 +11,7 @@ from typing import Any
 
 from storage.errors import DatasetError, OutsideRoot
 from storage.listing import unknown
+from storage.masks import RULES
 from storage.readers import check_draw, check_option
 from storage.samples import Label, Split
 from storage.text import read_text
@@ -35,6 +36,11 @@ class Layout:
     mask_rule: str = "auto"
     """What in it counts as anomalous (`storage.masks`); a COCO file is asked for the image's path, or for what
     `coco:{name}` says."""
+    good: tuple[str, ...] | None = None
+    """Words for {defect_type} that mean good images beside `good`. When left out, images of a kind that may mean so
+    (ok, normal, 0) are unknown."""
+    links_to: tuple[str, ...] = ()
+    """Folders outside of the root that links in it may lead to."""
     category: str | None = None
     """Name of the product where no pattern has {category}; otherwise the root's."""
     good_by_mask: bool = False
@@ -56,7 +62,6 @@ ROLES: dict[str, tuple[Split, Label]] = {
 }
 _NAMES = ("category", "defect_type", "part", "id")
 _NAMES_OF_FILE = ("parent", "stem", "suffix", "name")
-_RULES = ("auto", "nonzero", "above", "values", "labelme", "coco")
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -83,19 +88,40 @@ def checked_layout(table: Mapping[str, Any]) -> Layout:
         raise DatasetError("test_share draws the good images to judge, and test_good names them; leave one of them out")
     if (layout.good_by_mask or layout.good_without_mask) and not layout.mask:
         raise DatasetError("good_by_mask and good_without_mask need the key mask: where an image's mask lies")
-    allowed = layout.category is None or re.fullmatch(r"[^/\\]+", layout.category) is not None
-    check_option("category", layout.category, allowed, "a name without slashes")
+    check_name(layout.category)
     _check_names(layout)
     rule = layout.mask_rule.partition(":")[0]
-    if rule not in _RULES:
-        raise unknown("mask_rule", rule, _RULES)
+    check_mask_rule(rule)
     if rule not in ("labelme", "coco") and any(path.lower().endswith(".json") for path in layout.mask):
         raise DatasetError(f"the mask is a JSON file, but mask_rule is {layout.mask_rule}; say labelme or coco")
     return layout
 
 
+def check_name(category: Any) -> None:
+    """Raises DatasetError for what cannot be the name of a category."""
+    allowed = category is None or (isinstance(category, str) and re.fullmatch(r"[^/\\]+", category) is not None)
+    check_option("category", category, allowed, "a name without slashes")
+
+
+def texts_of(key: str, value: Any) -> tuple[str, ...]:
+    """A text, a number, or several texts, as texts. Raises DatasetError for anything else."""
+    texts = value if isinstance(value, list | tuple) else [str(value) if type(value) is int else value]
+    allowed = all(isinstance(text, str) and text for text in texts)
+    check_option(key, value, allowed, "a name such as 'ok', or a list of names")
+    return tuple(map(str, texts))
+
+
+def check_mask_rule(rule: str) -> None:
+    """Raises DatasetError, with the nearest names, for a rule that `storage.masks` does not know."""
+    known = [name.partition(":")[0] for name in RULES]
+    if rule.partition(":")[0] not in known:
+        raise unknown("mask_rule", rule.partition(":")[0], known)
+
+
 def _value(key: str, value: Any, default: Any) -> Any:
     """A value in the type of its key."""
+    if key in ("good", "links_to"):
+        return texts_of(key, value)
     if key in ROLES or key == "mask":
         texts = [value] if isinstance(value, str) else value
         allowed = isinstance(texts, list | tuple) and all(isinstance(text, str) and text for text in texts)

@@ -11,7 +11,13 @@ from typing import Any
 from storage.errors import DatasetError, OutsideRoot, nearest
 from storage.samples import Sample
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg"),
+    *(".jpx", ".jxl", ".jxr", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff"),
+    *(".wdp", ".webp"),
+)
+_SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
+"""What operating systems and archivers leave behind; it counts as hidden."""
 _A_FOLDER = "a folder where images were expected; what lies in it is not read"
 
 
@@ -63,6 +69,8 @@ class SetAside:
     path: str
     """Relative to the listing's root, with `/`."""
     reason: str
+    files: int = 1
+    """Files that it stands for, where the path is a folder of which files of one kind are left out."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ class Listing:
     root: Path
     """Resolved folder that all paths are relative to."""
     folders: tuple[str, ...] = (".",)
-    """Folders of the root that files may lie in: the root itself, or those given one by one."""
+    """Folders that files may lie in: the root itself, or those in it given one by one; and those that links may lead
+    to, as absolute paths."""
     samples: list[Sample] = field(default_factory=list)
     """Sorted by category and path; a reader leaves the content names (`id`, `mask_id`) empty."""
     set_aside: list[SetAside] = field(default_factory=list)
@@ -116,7 +125,10 @@ def inside(root: Path, path: str, folders: Sequence[str] = (".",)) -> Path:
     """The real place of a listed file. Raises OutsideRoot when a link or `..` leads out of these folders."""
     real = (root / path).resolve()
     if not any(real.is_relative_to((root / folder).resolve()) for folder in folders):
-        raise OutsideRoot(f"{path} leads to {real}, outside of the data set; copy the file into it")
+        raise OutsideRoot(
+            f"{path} leads to {real}, outside of the data set; copy the file into it, or, in a data set `folder`, say "
+            f"links_to = {str(real.parent)!r} (or a folder above it) where data are kept as links"
+        )
     return real
 
 
@@ -138,17 +150,18 @@ def why_not(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | Non
     return _bad_name(path) or why_outside(root, path, folders)
 
 
-def refused(root: Path, paths: Iterable[str]) -> dict[str, str]:
+def refused(root: Path, paths: Iterable[str], folders: Sequence[str] = (".",)) -> dict[str, str]:
     """Path -> why it may not be listed, of those that a table in the data set names. It may name anything at all."""
-    folders: dict[str, bool] = {}
-    found = {path: _why_refused(root, path, folders) for path in paths}
+    parents: dict[str, bool] = {}
+    found = {path: _why_refused(root, path, folders, parents) for path in paths}
     return {path: reason for path, reason in found.items() if reason is not None}
 
 
 def entries_in(folder: Path, root: Path, folders: Sequence[str] = (".",)) -> Iterator[tuple[str, bool, str | None]]:
     """Path, whether it is a folder, and why it may not be listed, of each image file and folder directly in a folder.
 
-    Sorted by name; nothing for a missing folder. Hidden ones and files without an image's extension count as nothing.
+    Sorted by name; nothing for a missing folder. Hidden ones count as nothing, and so do files without an image's
+    extension, of which `unread_in` tells.
     A folder that leads out of the root or may not be read is not opened: it is itself what is yielded.
     """
     here = folder.relative_to(root).as_posix()
@@ -183,6 +196,50 @@ def images_in(
     return files, aside
 
 
+def unread_in(folder: Path, root: Path, category: str, folders: Sequence[str] = (".",)) -> list[SetAside]:
+    """The files directly in a folder that are not read for want of an image's extension, an entry an extension."""
+    here = folder.relative_to(root).as_posix()
+    try:
+        entries = [] if why_outside(root, here, folders) else _visible(folder)
+    except PermissionError:  # told where its images are looked for
+        return []
+    names = [entry.name for entry in entries if not entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    return unread(category, here, [name for name in names if not os.path.isdir(folder / name)])
+
+
+def unread(category: str, folder: str, names: Iterable[str]) -> list[SetAside]:
+    """Files in a folder that no image's extension ends, an entry an extension."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
+    return [SetAside(category, folder, _why_unread(kind, files), len(files)) for kind, files in sorted(kinds.items())]
+
+
+def _why_unread(kind: str, names: Sequence[str]) -> str:
+    what = (
+        f"{len(names)} {'file' if len(names) == 1 else 'files'} {f'ending in {kind}' if kind else 'without extension'}"
+    )
+    return (
+        f"{what} not read, the first: {min(names)!r}; images end in {', '.join(IMAGE_SUFFIXES)}: convert or rename "
+        f"what is an image"
+    )
+
+
+def is_own_output(folder: str) -> bool:
+    """Whether a folder holds pictures that this program made, which is known by what lies beside it."""
+    place, name = os.path.split(os.path.abspath(folder))
+    beside = {
+        **dict.fromkeys(("maps", "masks", "overlays"), ("judged.jsonl",)),
+        **dict.fromkeys(("data_docs", "search-data"), ("data.html", "index.html", "nights.html", "search.csv")),
+    }
+    return any(os.path.isfile(os.path.join(place, file)) for file in beside.get(name, ()))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name counts as nothing."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones; none for a missing or closed folder."""
     try:
@@ -195,7 +252,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, sorted by name alone: paths compare in another order on Windows."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((e for e in entries if not is_hidden(e.name)), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -208,18 +265,18 @@ def _bad_name(path: str) -> str | None:
     return None
 
 
-def _why_refused(root: Path, path: str, folders: dict[str, bool]) -> str | None:
-    """`folders` remembers which parents lie in the root: a regular file in one of them needs no closer look."""
+def _why_refused(root: Path, path: str, folders: Sequence[str], parents: dict[str, bool]) -> str | None:
+    """`parents` remembers which parents lie in the root: a regular file in one of them needs no closer look."""
     if not path or "\0" in path:
         return f"no path of a file: {path!r}"
     try:
         if path.startswith("/") or ".." in path.split("/"):
-            return why_outside(root, path) or "not written relative to the root without `..`"
+            return why_outside(root, path, folders) or "not written relative to the root without `..`"
         parent = path.rpartition("/")[0]
-        if parent not in folders:
-            folders[parent] = why_outside(root, parent) is None
+        if parent not in parents:
+            parents[parent] = why_outside(root, parent, folders) is None
         file = f"{root}/{path}"
-        plain = folders[parent] and os.path.isfile(file) and not os.path.islink(file)
-        return _bad_name(path) if plain else why_not(root, path)
+        plain = parents[parent] and os.path.isfile(file) and not os.path.islink(file)
+        return _bad_name(path) if plain else why_not(root, path, folders)
     except (OSError, ValueError) as error:
         return str(error)

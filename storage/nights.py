@@ -73,6 +73,8 @@ class Decision:
     there are too few to tell."""
     looks: Looks | None = None
     """None where there were no new images, or nothing to compare them with."""
+    range: str = ""
+    """What is to be said where the good images' values have another range than the champion's."""
     seconds: float = 0.0
     """From the night's beginning to the decision, by the clock."""
 
@@ -85,6 +87,7 @@ class Decision:
     def alarms(self) -> list[str]:
         """What a person should look at in the morning."""
         told = [] if self.outcome in ("promoted", "unchanged") else [f"{self.outcome}: {self.why}"]
+        told += [f"range: {self.range}"] if self.range else []
         if self.counts.get("newly_set_aside", 0) > 0:
             rules = ", ".join(f"{rule} {images}" for rule, images in self.aside.items())
             told.append(f"set aside: {self.counts['newly_set_aside']} more images than before (in all: {rules})")

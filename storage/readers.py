@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from storage.listing import (
     entries_in,
     existing_folder,
     inside,
+    is_hidden,
     subfolders,
 )
 from storage.masks import decode_mask
@@ -111,22 +114,122 @@ def named(folder: Path, name: str) -> Path:
 # Masks, and the labels that follow from them.
 
 
+_SUFFIXES = frozenset(IMAGE_SUFFIXES)
+
+
 def stem(path: str) -> str:
     """The name of an image without its extension; of a folder, its name."""
-    name = path.rpartition("/")[2]
-    start, suffix = os.path.splitext(name)
-    return start if suffix.lower() in IMAGE_SUFFIXES else name
+    name = path[path.rfind("/") + 1 :]
+    dot = name.rfind(".")
+    return name[:dot] if dot > 0 and name[dot:].lower() in _SUFFIXES else name
+
+
+def fold(name: str) -> str:
+    """A name as people see it: composed Unicode (archives from a Mac have it decomposed), in small letters."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+
+
+def same_stem(images: Iterable[str]) -> list[list[str]]:
+    """Images that share folder and stem, such as 000.png and 000.jpg: a mask named like them may be of either."""
+    images = list(images)
+    if len({path[: path.rfind("/") + 1] + stem(path) for path in images}) == len(images):
+        return []
+    groups: dict[str, list[str]] = {}
+    for image in images:
+        groups.setdefault(f"{image.rpartition('/')[0]}/{stem(image)}", []).append(image)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def pair(images: Iterable[str], masks: Iterable[str], *endings: str) -> dict[str, str | None]:
-    """Image -> the mask named like it with one of the endings, tried in order, or None; of equal names the first."""
-    by_stem: dict[str, str] = {}
+    """Image -> the mask named like it with one of the endings, tried in order, or None; of equal names the first.
+
+    A mask whose name differs in case or in the form of its Unicode alone is taken where no other could be meant. Two
+    images of one stem have none.
+    """
+    images, by_stem = list(images), dict[str, str]()
     for mask in masks:
         by_stem.setdefault(stem(mask), mask)
-    return {
+    if not by_stem:
+        return dict.fromkeys(images)
+    twins = {image for group in same_stem(images) for image in group}
+    found = {
         image: next((by_stem[name] for name in (stem(image) + end for end in endings) if name in by_stem), None)
         for image in images
+        if image not in twins
     }
+    alike: dict[str, list[str]] = {}
+    for name in by_stem.keys() - {stem(mask) for mask in found.values() if mask is not None}:
+        alike.setdefault(fold(name), []).append(by_stem[name])
+    alone = Counter(fold(stem(image)) for image in images)
+    for image, mask in found.items():
+        if mask is None and alike and alone[fold(stem(image))] == 1:
+            meant = next((alike[name] for end in endings if (name := fold(stem(image) + end)) in alike), [])
+            found[image] = meant[0] if len(meant) == 1 else None
+    return {image: found.get(image) for image in images}
+
+
+_MASK = "(?:defect|anomaly)?[-_. ]?(?:masks?|gt|ground[-_ ]?truths?|labels?|seg|segmentations?|annotations?|annot|anno)"
+_MASK_WORD = re.compile("mask|gt|ground|label|seg|anno")
+"""In each name that the next two match; to look for it takes a tenth of the time."""
+_MASK_AFTER = re.compile(rf"(.+?)[-_. ]?{_MASK}[-_. ]?\d{{0,2}}")
+_MASK_BEFORE = re.compile(rf"{_MASK}[-_. ]+(.+)")
+
+
+def masks_beside(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """Mask -> image, of the files of a folder: those named like another with `mask`, `gt` or the like before or after
+    it, and, of two files of one stem, the one that is drawn in two values alone."""
+    names = [fold(stem(path)) for path in files]
+    stems = dict(zip(reversed(names), reversed(files), strict=True))
+    found: dict[str, str] = {}
+    for path, name in zip(files, names, strict=True):
+        match = _MASK_WORD.search(name) and (_MASK_AFTER.fullmatch(name) or _MASK_BEFORE.fullmatch(name))
+        if match and match[1] in stems:
+            found[path] = stems[match[1]]
+    for group in same_stem([path for path in files if path not in found] if len(stems) < len(files) else []):
+        drawn_ones = [path for path in group if _is_drawn(root / path)]
+        if len(group) == 2 and len(drawn_ones) == 1:
+            found[drawn_ones[0]] = next(path for path in group if path != drawn_ones[0])
+    return found
+
+
+def divide_beside(
+    category: str, beside: Mapping[str, str], wanted: Collection[str]
+) -> tuple[dict[str, str | None], list[SetAside]]:
+    """Image -> its mask, of the images `wanted` whose only mask lies beside them; and the masks that are not read."""
+    count = Counter(beside.values())
+    taken = {image: mask for mask, image in beside.items() if image in wanted and count[image] == 1}
+    aside = []
+    for mask, image in beside.items():
+        if taken.get(image) != mask:
+            many = f"there are {count[image]}; unite them, and say where they lie in a layout.toml"
+            why = many if image in wanted else "it is good, unknown, a mask itself, or has another mask"
+            aside.append(
+                SetAside(category, mask, f"by its name or look a mask of {image}, and no image; not read: {why}")
+            )
+    return dict(taken), aside
+
+
+def _is_drawn(file: Path) -> bool:
+    """Whether a file holds one or two gray values, as a mask does and no photograph."""
+    try:
+        with Image.open(file) as image:
+            return bool(np.count_nonzero(image.convert("L").histogram()) <= 2)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return False
+
+
+GOOD_WORDS = {
+    *("good", "goods", "ok", "okay", "normal", "nominal", "0", "io", "i.o.", "gut", "clean", "pass", "passed"),
+    *("negative", "neg", "no_defect", "no_defects", "non_defect", "non_defective", "nondefective", "without_defect"),
+    *("without_defects", "defect_free", "defectfree", "no_anomaly", "non_anomalous", "anomaly_free", "flawless"),
+    *("healthy", "intact", "fine"),
+}
+"""Plain names of folders of images that may be good ones."""
+
+
+def may_be_good(name: str) -> bool:
+    """Whether a kind of test images is called so that it may mean good ones, but not `good` itself."""
+    return name != "good" and plain(name) in GOOD_WORDS
 
 
 def marked(root: Path, mask: str | None, rule: str) -> np.ndarray:
@@ -218,6 +321,7 @@ def strays(
     known: Collection[str],
     why: str | Callable[[str], str],
     opened: Iterable[str] = (),
+    folders: Sequence[str] = (".",),
 ) -> list[SetAside]:
     """Images below a folder that have no place yet, and whole folders in which nothing has one, with the reason.
 
@@ -231,7 +335,7 @@ def strays(
     aside: list[SetAside] = []
 
     def look(place: Path) -> None:
-        for path, is_folder, reason in entries_in(place, root):
+        for path, is_folder, reason in entries_in(place, root, folders):
             if path in known:
                 continue
             if is_folder and reason is None and path in entered:
@@ -248,4 +352,4 @@ def strays(
 
 def _count(folder: Path) -> int:
     names = (name for _, _, files in os.walk(folder) for name in files)
-    return sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") for name in names)
+    return sum(name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name) for name in names)

@@ -54,6 +54,8 @@ class RunRecord:
     """Content names of data, code, features, model, maps."""
     keys: dict[str, str] = field(default_factory=dict)
     """Keys of the stored outputs, by step, for reading maps and pictures."""
+    root: str = ""
+    """Folder that its images lie in; empty in records of earlier versions."""
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
     """Processor, its instruction set, cores and GPU that the model was fitted on: others round otherwise."""

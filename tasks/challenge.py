@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from al_models.calibration import rejected_p_value
 from al_models.drift import FEWEST, Change, changes
 from al_models.metrics import Replicates, compare
+from al_models.parts.images import WHOLE
 from storage.models import Registry
 from storage.models.versions import ModelVersion
 from storage.nights import Check, Decision, Looks, write_decision
@@ -31,7 +32,7 @@ from tasks.hold_out import RULES, put, split_of_held_out
 from tasks.ingest import ingest
 from tasks.policy import Policy
 from tasks.predict import predict
-from tasks.prepare import prepare
+from tasks.prepare import prepare, white_of
 from tasks.reference import statistics_of
 from tasks.register import LoadedVersion, load_version, register
 from tasks.report.tables import METRICS as NAMES
@@ -65,6 +66,12 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
     """
     store = Store(validated.category.store)
     registry = Registry(store)
+    why = _another_product(registry, validated, record)
+    if why is not None:
+        stands = registry.aliases(validated.name).points.get("champion")
+        refused = Decision(cell.dataset, cell.category, night.began, "stopped", why, stands)
+        write_decision(store, refused)
+        return refused
     label = register.fn(store.url, record.key(), "nightly", f"the night of {night.began}")
     challenger, aliases = registry.resolve(label), registry.aliases(validated.name)
     number = aliases.points.get("champion")
@@ -85,6 +92,7 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
         aside=_aside(store, record),
         drift=[asdict(one) for one in drift],
         looks=looks,
+        range=_another_range(champion, challenger),
     )
     if number != challenger.number:
         was_champion = any(switch.points.get("champion") == challenger.number for switch in aliases.history)
@@ -96,6 +104,31 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
     decision = replace(decision, seconds=round(elapsed.total_seconds(), 3))
     write_decision(store, decision)
     return decision
+
+
+def _another_product(registry: Registry, validated: Validated, record: RunRecord) -> str | None:
+    """Why tonight's images are not those of the model in use: they lie elsewhere, and none of them is one of its. A
+    folder that was moved has images in common."""
+    number = registry.aliases(validated.name).points.get("champion")
+    if number is None:
+        return None
+    line = registry.resolve(f"{validated.name}@{number}").lineage
+    tonight = registry.store.get(record.keys["model"]).meta
+    common = {*line.fitted_on, *line.held_out} & {*tonight["fitted_on"], *tonight["held_out"]}
+    if not line.root or line.root == validated.category.root or common:
+        return None
+    return (
+        f"version {number} of {validated.name} was made of images in {line.root}, and those in "
+        f"{validated.category.root} have none in common with it; give another product a name of its own "
+        f'(options = {{category = "NAME"}}), or register the cell of this night by hand where the folder has moved'
+    )
+
+
+def _another_range(champion: ModelVersion | None, challenger: ModelVersion) -> str:
+    if champion is None or champion.white == challenger.white:
+        return ""
+    before, now = (f"0 to {one.white:g}" if one.white else "none (8 bits)" for one in (champion, challenger))
+    return f"tonight's good images have the range of values {now}, and version {champion.number} has {before}"
 
 
 def _new_images(champion: ModelVersion | None, challenger: ModelVersion) -> set[str]:
@@ -148,10 +181,13 @@ def _seen_by(
     """A version's cell on these images, and what it reads of them: images of its size, the key of its features."""
     tonight, cell = inputs_of(cell), _cell_of(version, cell)
     size, spec = inputs_of(cell)
-    if (size, spec) == tonight and validated.category.catalogue == record.keys["catalogue"]:
+    same = version.white == white_of(Store(validated.category.store), validated.prepared.images)
+    same = same or validated.category.category != version.category  # synthetic images have 8 bits a channel
+    if same and (size, spec) == tonight and validated.category.catalogue == record.keys["catalogue"]:
         return cell, validated, record.keys.get("features")
-    if size != validated.prepared.image_size:  # the verdict is about the files, whatever they are resized to
-        validated = replace(validated, prepared=prepare.fn(validated.category, size))
+    if not same or size != validated.prepared.image_size:  # the verdict is about the files, whatever they become
+        white = None if same else version.white or WHOLE
+        validated = replace(validated, prepared=prepare.fn(validated.category, size, white))
     return cell, validated, None if spec is None else extract.fn(validated, spec, cell.device)
 
 

@@ -57,7 +57,7 @@ def export_onnx(registry: Registry, name: str, folder: str, images: Sequence[str
     """
     loaded = load_version(registry.store, name)
     version, judge = loaded.version, Judge(loaded, "cpu", _SAMPLES)
-    samples = load_images(images, judge.size) if images else stored_images(registry, version)
+    samples = load_images(images, judge.size, version.white) if images else stored_images(registry, version)
     texts = {file: registry.read(version, file) for file in TEXTS}
     with new_folder(folder) as aside:
         file = aside / FILE
@@ -100,6 +100,10 @@ def metadata(loaded: LoadedVersion) -> dict[str, str]:
         "method": version.method,
         "params": version.params,
         "seed": version.seed,
+        "white": version.white,
+        "input": "uint8 RGB"
+        if version.white is None
+        else f"uint8 RGB: values v of more than 8 bits as round(min(v, {version.white:g}) * 255 / {version.white:g})",
         "image_size": loaded.detector.image_size,
         "threshold": asked.image,
         "pixel_threshold": asked.pixel,

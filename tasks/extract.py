@@ -28,7 +28,7 @@ from tasks.earlier import Earlier, earlier, remember
 from tasks.handles import Validated
 from tasks.limits import in_memory
 from tasks.parts import Part, joined
-from tasks.prepare import images_series
+from tasks.prepare import pixels_series
 from tasks.progress import Progress
 from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredSource, accepted_samples
@@ -99,7 +99,7 @@ def features_series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
         validated.category.dataset,
         validated.category.category,
         spec=asdict(spec) | {"weights": weights_fingerprint(spec)},
-        pixels=images_series(validated.category, validated.prepared.image_size),
+        pixels=pixels_series(validated.prepared),
         code=code_fingerprint(__name__),
         **of,
     )

@@ -23,7 +23,7 @@ from tasks.earlier import latest, remember
 from tasks.extract import features_series
 from tasks.handles import Cell, Validated
 from tasks.limits import in_memory
-from tasks.prepare import images_series
+from tasks.prepare import pixels_series
 from tasks.split import fit_and_calibration, with_new_images
 from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
 from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
@@ -95,8 +95,8 @@ def _of_tonight(validated: Validated, features: str | None) -> dict[str, str]:
 
 def series_read(cell: Cell, validated: Validated) -> str:
     """What fits share that read equal values of equal images."""
-    size, spec = inputs_of(cell)
-    return images_series(validated.category, size) if spec is None else features_series(validated, spec)
+    _, spec = inputs_of(cell)
+    return pixels_series(validated.prepared) if spec is None else features_series(validated, spec)
 
 
 def _goes_on_from(

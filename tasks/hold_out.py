@@ -35,6 +35,7 @@ from storage.samples import Sample, parse_box
 from storage.store import Store
 from tasks.handles import Validated
 from tasks.policy import DEFAULTS, Severity
+from tasks.prepare import white_of
 from tasks.progress import Progress
 from tasks.steps import code_fingerprint, retry_passing
 from tasks.stored import accepted_samples
@@ -196,8 +197,9 @@ def _write(root: Path, validated: Validated, split: Split, seed: int) -> int:
     category = root / validated.name.replace("/", ".")
     images = sum(len(names) for names in split.as_names().values())
     progress, done, files = Progress(f"hold out {validated.name}"), 0, 1
-    listed = Store(validated.category.store).get(validated.category.catalogue)
-    read = Reader(Path(validated.category.root), listed.meta["folders"])
+    store = Store(validated.category.store)
+    listed = store.get(validated.category.catalogue)
+    read = Reader(Path(validated.category.root), listed.meta["folders"], white_of(store, validated.prepared.images))
     for samples, place in ((split.learned, "train"), (split.calibration, "validation"), (split.good, "test")):
         for sample in samples:
             name, data = read.unchanged(sample)
@@ -220,18 +222,20 @@ class Reader:
 
     root: Path
     folders: Sequence[str] = (".",)
+    white: float | None = None
+    """End of the range that values of more than 8 bits are scaled from."""
 
     def unchanged(self, sample: Sample) -> tuple[str, bytes]:
-        """A name and the file's own bytes; of a sample that is a box of a file, that box."""
+        """A name and the file's own bytes; of a box of a file, or one of more than 8 bits, what a method sees of it."""
         # A copy, not a link: who edits an image in place would change what the folder's name promises.
         data = read_image(self.root, sample, self.folders)
-        if sample.box is None:
+        if sample.box is None and self.white is None:
             return f"{sample.id}{Path(sample.path).suffix}", data
-        return f"{sample.id}.png", _png(_pixels(decode(data), sample))
+        return f"{sample.id}.png", _png(_pixels(decode(data, self.white), sample))
 
     def with_defect(self, sample: Sample, defect: Defect, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The image with a defect, and the pixels that it covers; gray stays gray, 16 bits become 8 as for a method."""
-        pixels = _pixels(decode(read_image(self.root, sample, self.folders)), sample)  # (h, w) or (h, w, 3)
+        pixels = _pixels(decode(read_image(self.root, sample, self.folders), self.white), sample)  # (h, w) or (h, w, 3)
         rng = np.random.default_rng(int.from_bytes(_rank(seed, "defect", sample.id)))
         colour = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
         try:

@@ -1,6 +1,6 @@
 """List a data set: one catalogue a category, named by the content of its files.
 
-Content names are kept by place, size and time of change, so that only new and changed files are read again.
+Content names are kept by place, size, times of change and inode, so that only new and changed files are read again.
 """
 
 from __future__ import annotations
@@ -51,16 +51,17 @@ def ingest(
     root: str,
     categories: list[str] | None = None,
     options: dict[str, Any] | None = None,
+    rehash: bool = False,
 ) -> Ingested:
     """List and hash the images of a data set, and keep one catalogue a category.
 
-    `options` are those of the data set's reader. Raises DatasetError for an unknown data set, category, option or
-    layout, OutsideRoot for a category name that leaves the root. A category without training images is a problem of
-    its own; the others go on.
+    `options` are those of the data set's reader; `rehash`: trust no size and no time. Raises DatasetError for an
+    unknown data set, category, option or layout, OutsideRoot for a category name that leaves the root. A category
+    without training images is a problem of its own; the others go on.
     """
     store, progress = Store(store_url), Progress(f"hash {dataset}")
     with measured() as cost:
-        hashes = _kept_hashes(store, root)
+        hashes = Hashes() if rehash else _kept_hashes(store, root)
         listing = list_samples(
             dataset, root, categories, options, hashes=hashes, progress=lambda done, of: progress("", done, of)
         )
@@ -134,8 +135,11 @@ def _catalogue(
     return Category(store.url, dataset, name, str(listing.root), key, content)
 
 
-def _rows(aside: list[SetAside]) -> list[dict[str, str]]:
-    return [{"path": entry.path, "reason": entry.reason} for entry in aside]
+def _rows(aside: list[SetAside]) -> list[dict[str, Any]]:
+    return [
+        {"path": entry.path, "reason": entry.reason} | ({} if entry.files == 1 else {"files": entry.files})
+        for entry in aside
+    ]
 
 
 def _counts(samples: list[Sample]) -> dict[str, int]:

@@ -103,7 +103,7 @@ class Inspection:
             pending = following
 
     def _open(self, path: str) -> Opened | None:
-        return open_image(path, self.judge.size, lambda name: self._is_known(path, name))
+        return open_image(path, self.judge.size, lambda name: self._is_known(path, name), self.loaded.version.white)
 
     def _is_known(self, path: str, name: str) -> bool:
         key = key_of(self._said(path, name))
@@ -174,6 +174,7 @@ def _line(judged: Judged) -> dict[str, Any]:
         "decision": judged.decision,
         "reason": judged.reason,
         "note": opened.note,
+        "beyond": opened.beyond,
         "score": judged.score,
         "p_value": judged.p_value,
         "deviations": judged.deviations,

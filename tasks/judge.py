@@ -52,6 +52,8 @@ class Opened:
     picture: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     """uint8 (h, w, 3), for people."""
     light: dict[str, float] = field(default_factory=dict)
+    beyond: bool = False
+    """Whether values lie beyond the range that the version has learned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +75,9 @@ class Judged:
     """float16 (h, w)."""
 
 
-def open_image(path: str, size: int, skip: Callable[[str], bool]) -> Opened | None:
-    """The file, decoded as `tasks.prepare` does; None when its content is one to `skip`. Never raises for the file."""
+def open_image(path: str, size: int, skip: Callable[[str], bool], white: float | None = None) -> Opened | None:
+    """The file, decoded as `tasks.prepare` does, with the range that ends with `white`; None when its content is one to
+    `skip`. Never raises for the file."""
     try:
         if os.path.getsize(path) > MAX_BYTES:
             raise InvalidInput(f"larger than {MAX_BYTES} bytes; crop or tile the image")
@@ -85,14 +88,17 @@ def open_image(path: str, size: int, skip: Callable[[str], bool]) -> Opened | No
     if skip(name):
         return None
     try:
-        decoded = decode(data)
+        decoded = decode(data, white)
     except InvalidInput as error:
         return Opened(path, name, str(error))
     small = resize(decoded.pixels, size)
     return Opened(
         path,
         name,
-        note=decoded.note,
+        note=decoded.note
+        if not decoded.beyond
+        else f"{decoded.note}; {decoded.beyond:.2%} of the values lie beyond it",
+        beyond=decoded.beyond > 0,
         width=decoded.width,
         height=decoded.height,
         small=rgb(small if small.ndim == 3 else small[..., None]),

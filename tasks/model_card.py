@@ -111,6 +111,12 @@ def _limits(version: ModelVersion) -> str:
     ]
     if detector_class(version.method).traits.aligned_images_only:
         lines.append("It compares positions: the part must lie in the same place in every image.")
+    if version.white is not None:
+        lines.append(
+            f"Its images have more than 8 bits a channel: values of 0 to {version.white:g}, the range of its good "
+            "images, become 0 to 255, and larger ones count as white. `al predict` does so, and tells of these; the "
+            "ONNX file takes values that were scaled so."
+        )
     if version.features:
         lines.append(
             f"It reads features of {version.features.spec['backbone']} with the weights `{version.features.weights}`; "

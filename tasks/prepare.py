@@ -18,11 +18,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput
-from al_models.parts.images import Decoded, decode, is_gray, light, perceptual_hash, resize
+from al_models.parts.images import (
+    WHOLE,
+    Decoded,
+    decode,
+    header_of,
+    highest_value,
+    learned_white,
+    light,
+    perceptual_hash,
+    resize,
+)
 from storage.errors import MaskError, NotInStore
 from storage.files import read_image
 from storage.listing import inside
-from storage.masks import read_mask
+from storage.masks import read_turned_mask
 from storage.samples import Sample, from_parquet, parse_box
 from storage.stacks import Stack
 from storage.store import Draft, Store
@@ -54,8 +64,12 @@ OF_THE_IMAGE = {
     "perceptual_hash": "string",
     "constant": "boolean",
     "note": "string",
+    "orientation": "Int64",
+    "highest": "Float64",
+    "beyond": "Float64",
+    "white": "Float64",
 }
-"""What follows from an image's content alone."""
+"""What follows from an image's content, and from the range of its category, alone."""
 COLUMNS = {
     "id": "string",
     "key": "string",
@@ -70,8 +84,13 @@ COLUMNS = {
     "mask_width": "Int64",
     "mask_height": "Int64",
     "mask_fraction": "Float64",
+    "mask_border": "Float64",
+    "mask_orientation": "Int64",
 }
-"""Of `facts.parquet`. Brightness, contrast and sharpness are `al_models.parts.images.light` of the resized image."""
+"""Of `facts.parquet`. The orientations are EXIF's, 1 where there is none, and `mask_border` is the share of the image's
+outermost pixels that its mask marks. Of files with more than 8 bits a channel, `highest` is the largest value, `white`
+the end of the range that was learned, and `beyond` the share of values above it. Brightness, contrast and sharpness are
+`al_models.parts.images.light` of the resized image."""
 
 
 @task(
@@ -82,11 +101,15 @@ COLUMNS = {
     retry_delay_seconds=1,
     retry_condition_fn=retry_passing,
 )
-def prepare(category: Category, image_size: int) -> Prepared:
+def prepare(category: Category, image_size: int, white: float | None = None) -> Prepared:
     """Keep the category's images as uint8 squares, and what was seen while decoding them.
 
     The output holds a Zarr array `images` (n, size, size, c) with a row a listed sample, c = 1 where all images are
     gray and 3 otherwise, the rows of unreadable files zero; and `facts.parquet` with one row a sample (`COLUMNS`).
+    Where good images to learn from have more than 8 bits a channel, the range of values that becomes 0..255 is learned
+    from them (`learned_white`), unless `white` gives its end, as a night does for a model that was made before; the
+    manifest has it as `white`.
+
     What an earlier output has of the images is not decoded again: its rows come first and stay where they are.
     Raises DatasetError when a file has changed since it was listed, OutsideRoot when its path leaves the root,
     InvalidInput for a size below 1.
@@ -94,8 +117,8 @@ def prepare(category: Category, image_size: int) -> Prepared:
     if image_size < 1:
         raise InvalidInput(f"image size {image_size} is not a side in pixels; give at least 1, such as 256")
     store = Store(category.store)
-    key = images_series(category, image_size, fingerprint=category.fingerprint)
-    run_step(store, key, partial(_prepare, store, category, image_size))
+    key = images_series(category, image_size, fingerprint=category.fingerprint, **_of_range(white))
+    run_step(store, key, partial(_prepare, store, category, image_size, white))
     return Prepared(category, image_size, key)
 
 
@@ -105,19 +128,39 @@ def images_series(category: Category, image_size: int, **of: Any) -> str:
     return step_key("images", category.dataset, category.category, image_size=image_size, code=code, **of)
 
 
-def _prepare(store: Store, category: Category, image_size: int, draft: Draft) -> dict[str, Any]:
+def _of_range(white: float | None) -> dict[str, float]:
+    return {} if white is None else {"white": white}
+
+
+def white_of(store: Store, images: str) -> float | None:
+    """The end of the range that prepared images were scaled from; None for 8 bits, and where they are not there."""
+    found = store.find(images)
+    return None if found is None else found.meta.get("white")
+
+
+def pixels_series(prepared: Prepared) -> str:
+    """What outputs share that read equal pixels of equal images: those of one range."""
+    store = Store(prepared.category.store)
+    return images_series(prepared.category, prepared.image_size, **_of_range(white_of(store, prepared.images)))
+
+
+def _prepare(store: Store, category: Category, image_size: int, white: float | None, draft: Draft) -> dict[str, Any]:
     catalogue = store.get(category.catalogue)
     samples = from_parquet(store.read_bytes(f"{catalogue.folder}/samples.parquet"))
     root, folders = Path(category.root), catalogue.meta["folders"]
     with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the interpreter's lock
-        gray = pool.map(lambda sample: is_gray(inside(root, sample.path, folders)), samples)
-        channels = 3 if False in list(gray) else 1
+        headers = list(pool.map(lambda sample: header_of(inside(root, sample.path, folders)), samples))
+        channels = 3 if any(header and not header.gray for header in headers) else 1
         shape = (image_size, image_size, channels)
-        before = _before(store, images_series(category, image_size), channels)
+        series = images_series(category, image_size)
+        if white is None:
+            good = [s for s, h in zip(samples, headers, strict=True) if h and h.deep and s.split != "test"]
+            white = _learned(pool, store, series, root, folders, good)
+        before = _before(store, series, channels, white)
         base = before.known if before is not None and before.known.stays() else None
         stay = {} if before is None or base is None else before.facts
         written = [sample for sample in samples if sample.id not in stay]
-        blocks = _blocks(pool, partial(_look, root, folders, shape, before), written)
+        blocks = _blocks(pool, partial(_look, root, folders, shape, before, white), written)
         new = iter(_write(store, f"{draft.folder}/images", (len(written), *shape), blocks, category.name))
         known = pool.map(partial(_known, root, folders, stay), [sample for sample in samples if sample.id in stay])
         facts = [next(known if sample.id in stay else new) for sample in samples]
@@ -126,12 +169,31 @@ def _prepare(store: Store, category: Category, image_size: int, draft: Draft) ->
     table.to_parquet(buffer, index=False)
     store.write_bytes(f"{draft.folder}/facts.parquet", buffer.getvalue())
     logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
-    remember(store, images_series(category, image_size), draft.key)
+    remember(store, series, draft.key)
     ids = [sample.id for sample in written]
     if base is not None:
-        return {**base.followed_by(draft.folder, ids), "channels": channels, "reused": base.images}
+        return {**base.followed_by(draft.folder, ids), "channels": channels, "white": white, "reused": base.images}
     reused = 0 if before is None else sum(name in before.facts for name in ids)
-    return {"ids": ids, "channels": channels, "reused": reused}
+    return {"ids": ids, "channels": channels, "white": white, "reused": reused}
+
+
+def _learned(
+    pool: ThreadPoolExecutor, store: Store, series: str, root: Path, folders: Sequence[str], good: Sequence[Sample]
+) -> float | None:
+    """The end of the range of good images with more than 8 bits; those that were decoded before are not again."""
+    if not good:
+        return None
+    known = earlier(store, series)
+    seen: dict[str, float] = {}
+    with suppress(NotInStore, KeyError):
+        if known is not None:
+            data = store.read_bytes(f"{known.output.folder}/facts.parquet")
+            table = pd.read_parquet(io.BytesIO(data), columns=["id", "highest"]).dropna()
+            seen = dict(zip(table["id"], table["highest"].astype(float), strict=True))
+    new = [sample for sample in good if sample.id not in seen]
+    values = pool.map(lambda sample: highest_value(read_image(root, sample, folders)), new)
+    found = [seen[sample.id] for sample in good if sample.id in seen]
+    return learned_white([*found, *(value for value in values if value is not None)])
 
 
 def _write(
@@ -166,10 +228,11 @@ class _Before:
         return self._chunk(row // self._size)[row % self._size]
 
 
-def _before(store: Store, series: str, channels: int) -> _Before | None:
+def _before(store: Store, series: str, channels: int, white: float | None) -> _Before | None:
     known = earlier(store, series)
     with suppress(NotInStore):  # images that are gone are decoded again
-        return _Before(store, known) if known and known.output.meta["channels"] == channels else None
+        if known and (known.output.meta["channels"], known.output.meta.get("white")) == (channels, white):
+            return _Before(store, known)
     return None
 
 
@@ -184,7 +247,12 @@ def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sa
 
 
 def _look(
-    root: Path, folders: Sequence[str], shape: tuple[int, int, int], before: _Before | None, sample: Sample
+    root: Path,
+    folders: Sequence[str],
+    shape: tuple[int, int, int],
+    before: _Before | None,
+    white: float | None,
+    sample: Sample,
 ) -> _Seen:
     """The facts of one sample and its resized pixels (h, w, c), which are zero for an unreadable file."""
     if before is not None and sample.id in before.facts:
@@ -193,12 +261,14 @@ def _look(
     pixels = np.zeros(shape, dtype=np.uint8)  # (h, w, c)
     data = read_image(root, sample, folders)
     try:
-        decoded = _cut(decode(data), sample.box)
+        decoded = _cut(decode(data, white), sample.box)
     except InvalidInput as error:
         return {**row, "readable": False, "problem": str(error)}, pixels
     small = resize(decoded.pixels, shape[0])
     pixels[:] = small if small.ndim == 3 else small[..., None]
-    return {**row, **_describe(decoded, small)}, pixels
+    deep = decoded.highest is not None
+    seen = {**_describe(decoded, small), "white": (white or WHOLE) if deep else None}
+    return {**row, **seen}, pixels
 
 
 def _known(root: Path, folders: Sequence[str], facts: Mapping[str, dict[str, Any]], sample: Sample) -> dict[str, Any]:
@@ -244,6 +314,10 @@ def _describe(decoded: Decoded, small: np.ndarray) -> dict[str, Any]:
         "perceptual_hash": perceptual_hash(small).hex(),
         "constant": bool(constant),
         "note": decoded.note,
+        "orientation": decoded.orientation,
+        # At least that of 8 bits, as when a range is learned: a dark image of whole numbers shows no fractions.
+        "highest": decoded.highest if decoded.highest is None or decoded.mode == "F" else max(255.0, decoded.highest),
+        "beyond": None if decoded.highest is None else decoded.beyond,
     }
 
 
@@ -251,7 +325,7 @@ def _look_at_mask(root: Path, folders: Sequence[str], sample: Sample) -> dict[st
     if sample.mask is None:
         return {"mask_state": sample.mask_state}
     try:
-        mask = read_mask(root, sample, folders)
+        mask, turned = read_turned_mask(root, sample, folders)
     except MaskError as error:
         return {"mask_state": "unreadable", "mask_problem": str(error)}
     height, width = mask.shape
@@ -260,4 +334,6 @@ def _look_at_mask(root: Path, folders: Sequence[str], sample: Sample) -> dict[st
         "mask_width": width,
         "mask_height": height,
         "mask_fraction": float(mask.mean()),
+        "mask_border": float(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()),
+        "mask_orientation": turned,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from storage.records import RunRecord, read_record
 from storage.store import Store
 from tasks.calibrate import held_out_pixels
 from tasks.model_card import model_card
+from tasks.prepare import white_of
 from tasks.reference import Reference, reference_of
 from tasks.steps import retry_passing
 from tasks.stored import as_safetensors
@@ -80,7 +81,8 @@ def _add(registry: Registry, record: RunRecord) -> ModelVersion:
         REFERENCE: reference_of(store, record, model.meta, arrays["scores"]).to_bytes(),
     }
     parent = registry.aliases(f"{record.dataset}/{record.category}").points.get("champion")
-    return registry.add(_version_of(record, model.meta, parent), files, model_card)
+    version = replace(_version_of(record, model.meta, parent), white=white_of(store, record.keys["images"]))
+    return registry.add(version, files, model_card)
 
 
 def _version_of(record: RunRecord, model: dict[str, Any], parent: int | None) -> ModelVersion:
@@ -109,6 +111,7 @@ def _version_of(record: RunRecord, model: dict[str, Any], parent: int | None) ->
             outputs={step: record.keys[step] for step in _COPIED},
             parent=parent,
             updated_from=model.get("updated_from"),
+            root=record.root,
         ),
         metrics=record.metrics,
         intervals=record.intervals,

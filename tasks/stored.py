@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -16,6 +17,11 @@ from storage.samples import Sample, from_parquet
 from storage.stacks import Stack
 from storage.store import Store
 from tasks.handles import Validated
+
+
+def files_left_out(catalogue: Mapping[str, Any]) -> int:
+    """Files that the reader of a catalogue (its manifest) left out; an entry may stand for several."""
+    return sum(int(entry.get("files", 1)) for entry in catalogue["set_aside"])
 
 
 class StoredSource(ImageSource):

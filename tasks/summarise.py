@@ -11,7 +11,7 @@ import heapq
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Summary:
     """Path -> why; the first few."""
     note: str | None
     """Why the version decides nothing, if it does not."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """What lies among the images and is not judged -> why."""
+    beyond: int = 0
+    """Images with values beyond the range that the version has learned."""
 
     @property
     def changed(self) -> list[Change]:
@@ -76,8 +80,10 @@ def summarise(inspection: Inspection, newest: int | None = None) -> Summary:
     decisions: Counter[str] = Counter()
     batch: deque[_Line] = deque(maxlen=newest)
     unreadable: dict[str, str] = {}
+    beyond = 0
     for line in (line for line in lines if key_of(line) in inspection.asked):
         decisions[line["decision"]] += 1
+        beyond += bool(line.get("beyond"))
         if line["decision"] in _IN_SCOPE:
             batch.append({name: line[name] for name in ("path", "p_value", "decision", *_STATISTICS)})
         if line["decision"] == "unreadable" and len(unreadable) < _SHOWN:
@@ -86,7 +92,7 @@ def summarise(inspection: Inspection, newest: int | None = None) -> Summary:
     with replaced(out / "drift.json") as file:
         facts = heads | {"images": len(batch), "fewest": FEWEST, "alpha": ALPHA}
         _json(file, facts, {"changes": (asdict(change) for change in drift)})
-    return Summary(str(out), dict(decisions), drift, _worst(batch), unreadable, version.calibration.note)
+    return Summary(str(out), dict(decisions), drift, _worst(batch), unreadable, version.calibration.note, beyond=beyond)
 
 
 class _Lines:

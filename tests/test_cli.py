@@ -373,3 +373,31 @@ def test_a_failed_cell_is_one_line_and_exit_code_1(demo_root: Path, tmp_path: Pa
     ranks = [line.split()[:2] for line in ended.stdout.splitlines()]
     assert ["1", "padim"] in ranks
     assert ended.stdout.endswith(f"report: {tmp_path / 'report' / 'index.html'}\n")
+
+
+def test_two_folders_of_one_name_are_refused_until_they_have_names_of_their_own(tmp_path):
+    from flows.cli import _source
+    from flows.runfile import RunFile, RunFileError
+
+    for line in "ab":
+        (tmp_path / line / "good").mkdir(parents=True)
+    roots = [str(tmp_path / line / "good") for line in "ab"]
+    run = RunFile.model_validate({"data": [_source(f"folder={root}", None, {"inspect": "x"}) for root in roots]})
+    with pytest.raises(RunFileError, match=f"{roots[0]}' and '{roots[1]}' are both called folder/good.*folder:NAME="):
+        run.check_data()
+    named = [_source(f"folder:{line}={root}", None, {"inspect": "x"}) for line, root in zip("ab", roots, strict=True)]
+    assert [source["options"]["category"] for source in named] == ["a", "b"]
+    RunFile.model_validate({"data": named}).check_data()
+
+
+def test_two_trees_with_a_category_in_common_are_refused_when_they_are_listed(demo_root, tmp_path):
+    from flows.category import all_listed
+    from flows.runfile import RunFile
+    from storage.errors import DatasetError
+    from storage.store import Store
+    from tasks.ingest import ingest
+
+    data = [{"dataset": "mvtec_ad", "root": str(demo_root)}, {"dataset": "mvtec_ad", "root": str(demo_root / "brick")}]
+    store = Store(str(tmp_path / "store"))
+    with pytest.raises(DatasetError, match="are both called mvtec_ad/brick"):
+        list(all_listed(store, RunFile.model_validate({"data": data}), ingest.fn))

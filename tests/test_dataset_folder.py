@@ -469,7 +469,7 @@ def test_masks_that_leave_the_root_are_refused(tmp_path):
     ("table", "reason"),
     [
         ('trian = "good/*.png"', "unknown key of a layout 'trian'; did you mean train"),
-        ('train = "good/*.png"\ncolour = 3', "unknown key of a layout 'colour'; known: category, good_by_mask, "),
+        ('train = "good/*.png"\ncolour = 3', "unknown key of a layout 'colour'; known: category, good, good_by_mask, "),
         ('test = "bad/*.png"', "needs the key train"),
         ("", "needs the key train"),
         ("train = []", "needs the key train"),

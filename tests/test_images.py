@@ -6,13 +6,24 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from al_models.errors import InvalidInput
 from al_models.parts import images
-from al_models.parts.images import decode, is_gray, load_images, perceptual_hash, resize, sharpness
+from al_models.parts.images import (
+    decode,
+    highest_value,
+    is_gray,
+    learned_white,
+    load_images,
+    perceptual_hash,
+    resize,
+    sharpness,
+)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -89,10 +100,87 @@ def test_sixteen_bit_colour_is_found_out_although_pillow_opens_it_as_rgb():
     assert (decoded.pixels == 0xAB).all()
 
 
-def test_floating_point_and_32_bit_pixels_are_refused():
-    for pixels in (np.ones((4, 4), np.float32), np.full((4, 4), 70000, np.int32)):
+@pytest.mark.parametrize("bits", [8, 9, 10, 11, 12, 13, 14])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "float TIFF", "signed TIFF", "RGB PNG", "JXL"])
+def test_values_of_fewer_bits_than_the_file_are_scaled_from_the_learned_range(bits, form):
+    small = noise(16, 16)
+    small[0, 0] = 255
+    values = small.astype(np.uint16) * 2 ** (bits - 8)
+    data = {
+        "RGB PNG": lambda: png_rgb16(np.dstack([values] * 3)),
+        "float TIFF": lambda: encode(values.astype(np.float32), "TIFF"),
+        "signed TIFF": lambda: tiff(values.astype(np.int16)),
+        "JXL": lambda: imagecodecs.jpegxl_encode(values, lossless=True),
+    }.get(form, lambda: encode(values, form))()
+    highest = highest_value(data)
+    assert highest == values.max()
+    white = learned_white([highest])
+    assert white == 2**bits - 1
+    decoded = decode(data, white)
+    pixels = decoded.pixels if decoded.pixels.ndim == 2 else decoded.pixels[..., 1]
+    assert np.abs(pixels.astype(int) - small).max() <= 1
+    assert decoded.beyond == 0
+
+
+def tiff(values):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values)
+    return buffer.getvalue()
+
+
+def test_sixteen_bits_stay_to_the_bit_and_eight_bits_have_no_range():
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    values[0, 0] = 65535
+    gray, colour = encode(values), png_rgb16(np.dstack([values] * 3))
+    white = learned_white([highest_value(gray), highest_value(colour)])
+    assert white == 65535
+    np.testing.assert_array_equal(decode(gray, white).pixels, np.rint(values / np.float32(257)))
+    np.testing.assert_array_equal(decode(colour, white).pixels, np.dstack([values >> 8] * 3))
+    eight = encode(noise(8, 8))
+    assert highest_value(eight) is None
+    assert learned_white([]) is None
+    np.testing.assert_array_equal(decode(eight, 4095.0).pixels, decode(eight).pixels)
+
+
+def test_a_hot_pixel_or_an_image_of_another_export_does_not_widen_the_range():
+    assert learned_white([4000, 3900, 65535, 4095]) == 4095
+    assert learned_white([65535, 1000, 900]) == 1023
+    assert learned_white([4000, 3000, 500, 16000]) == 16383, "bright and dark good images are all held"
+    assert learned_white([0.9, 1.0, 0.2, 255.0]) == 1
+    values = np.full((4, 4), 1000, np.uint16)
+    values[0] = 65535
+    decoded = decode(encode(values), 4095.0)
+    assert (decoded.beyond, decoded.highest) == (0.25, 65535)
+    assert (decoded.pixels[0] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "white", "first"),
+    [([0.0, 0.5, 1.0], 1.0, 128), ([0.0, 128.0, 255.0], 255.0, 128), ([0.0, 32768.0, 65535.0], 65535.0, 128)],
+)
+def test_floating_point_values_are_read(values, white, first):
+    data = encode(np.array([values], np.float32), "TIFF")
+    assert learned_white([highest_value(data)]) == white
+    assert decode(data, white).pixels.tolist() == [[0, first, 255]]
+    if white <= 255:
+        alone = decode(data)
+        assert alone.pixels.tolist() == [[0, first, 255]]
+        assert f"taken for 0 to {white:g}" in alone.note
+
+
+def test_values_beyond_sixteen_bits_below_zero_and_no_numbers_are_refused():
+    odd = [np.full((4, 4), 70000, np.int32), np.full((4, 4), -1, np.float32), np.full((4, 4), 7e4, np.float32)]
+    for pixels in (*odd, np.full((4, 4), np.nan, np.float32)):
         with pytest.raises(InvalidInput, match="beyond"):
             decode(encode(pixels, "TIFF"))
+    with pytest.raises(InvalidInput, match="values of -5 to -5, negative"):
+        decode(tiff(np.full((4, 4), -5, np.int16)))
+
+
+@pytest.mark.parametrize("form", ["GIF", "JPEG2000", "PPM", "TGA", "PCX", "AVIF", "QOI"])
+def test_rarer_formats_are_read(form):
+    decoded = decode(encode(noise(16, 16) if form in ("GIF", "PPM", "TGA", "PCX") else noise(16, 16, 3), form))
+    assert decoded.pixels.shape[:2] == (16, 16)
 
 
 def test_an_opaque_alpha_channel_is_dropped_with_a_note():

@@ -45,6 +45,7 @@ def palette(indices: np.ndarray) -> Image.Image:
         ("above:127", VALUES, [[0, 0, 0, 1, 1]]),
         ("above:300", np.array([[0, 300, 301]], np.uint16), [[0, 0, 1]]),
         ("values:1,255", VALUES, [[0, 1, 0, 0, 1]]),
+        ("below:128", VALUES, [[1, 1, 1, 0, 0]]),
     ],
 )
 def test_what_counts_as_anomalous(rule: str, values: np.ndarray, expected: list[list[int]]) -> None:
@@ -64,6 +65,88 @@ def test_what_alpha_hides_is_no_mark() -> None:
     pixels[..., 3] = 255  # opaque black everywhere
     pixels[0, 2, :3] = 9
     np.testing.assert_array_equal(decode_mask(png(pixels), "nonzero"), [[False, False, True]])
+
+
+def two_halves(gray: int, rest: int = 255) -> np.ndarray:
+    """A square whose left half is gray."""
+    values = np.zeros((48, 48), np.uint8)
+    values[10:22, 10:22] = rest
+    values[10:22, 10:16] = gray
+    return values
+
+
+def apart(gray: int) -> np.ndarray:
+    """A white square, and a thin gray line elsewhere."""
+    values = np.zeros((48, 48), np.uint8)
+    values[30:40, 30:40] = 255
+    values[5, 5:20] = gray
+    return values
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+COLOURS = Image.fromarray(np.where(two_halves(1, 2) == 1, 1, two_halves(1, 2) * 1).astype(np.uint8), "P")
+COLOURS.putpalette([0, 0, 0, 128, 0, 0, 255, 255, 255] + [0] * 759)  # red and white, as VOC draws them
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(two_halves(100)),
+        png(two_halves(1)),  # a class beside one that is to be ignored
+        png(two_halves(85, 170)),
+        png(two_halves(100).astype(np.uint16) * 257),
+        png(apart(100)),
+        png(apart(3)),
+        png(two_halves(100, 100) | apart(255)),
+        png(255 - two_halves(155)),  # inverted, too
+        png(np.where(two_halves(0) > 0, 255, 50).astype(np.uint8)),  # on a ground that is not black
+        png(COLOURS),
+        saved(Image.fromarray(two_halves(100)), "BMP"),
+        saved(Image.fromarray(two_halves(100)).resize((192, 192)), "JPEG", quality=90),
+        saved(Image.fromarray(apart(100)).resize((192, 192)), "WEBP"),
+    ],
+)
+def test_areas_of_darker_gray_leave_open_what_is_marked(data: bytes) -> None:
+    with pytest.raises(MaskError, match=r"areas of gray .*mask_rule = nonzero"):
+        decode_mask(data)
+    assert decode_mask(data, "nonzero").any()
+
+
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("JPEG", {"quality": 95}), ("JPEG", {}), ("WEBP", {})])
+@pytest.mark.parametrize("side", [24, 48, 200, 401])
+def test_soft_edges_and_traces_of_compression_are_no_areas(side: int, form: str, options: dict[str, int]) -> None:
+    drawn = np.zeros((96, 96), np.uint8)
+    drawn[10:40, 20:33] = 255
+    drawn[70:73, 30:90] = 255
+    drawn[np.hypot(*(np.indices((96, 96)) - 55)) < 9] = 255
+    image = Image.fromarray(drawn).resize((side, side), Image.Resampling.BILINEAR)
+    found = decode_mask(saved(image, form, **options))
+    assert np.mean(found != (np.asarray(image) > 127)) < 0.02
+
+
+def layered(colour: np.ndarray, alpha: np.ndarray, mode: str = "RGBA") -> bytes:
+    layers = [Image.fromarray(colour)] * (1 if mode == "LA" else 3) + [Image.fromarray(alpha)]
+    return png(Image.merge(mode, layers))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_alpha_layer_of_another_shape_leaves_open_what_is_marked(mode: str) -> None:
+    square, white = two_halves(255), np.full((48, 48), 255, np.uint8)
+    for same in (layered(square, square, mode), layered(square, white, mode)):
+        np.testing.assert_array_equal(decode_mask(same), square > 0)
+    for colour, alpha in ((white, square), (white * 0, square), (square, apart(255)), (white * 0, 255 - square)):
+        data = layered(colour, alpha, mode)
+        with pytest.raises(MaskError, match="mask_rule = alpha"):
+            decode_mask(data)
+        np.testing.assert_array_equal(decode_mask(data, "alpha"), alpha > 0)
+        np.testing.assert_array_equal(decode_mask(data, "above:127"), colour > 0)
+    with pytest.raises(MaskError, match="no alpha layer"):
+        decode_mask(png(square), "alpha")
 
 
 def test_a_mask_of_one_bit_is_marked_by_every_rule() -> None:

@@ -120,6 +120,18 @@ def test_a_run_on_other_models_leaves_these_on_the_page(plant: Plant) -> None:
     assert f">{NAME}</h2>" in Path(plant.outcome().report).read_text(encoding="utf-8")
 
 
+def test_another_product_of_the_same_name_takes_no_models_place_and_a_moved_folder_is_none(plant: Plant) -> None:
+    before = plant.aliases
+    shutil.copytree(plant.root / "all" / "gravel", plant.root / "line_b" / "brick")
+    decision = plant.night(data=[DataSource(dataset="mvtec_ad", root=str(plant.root / "line_b"))])
+    assert decision.outcome == "stopped"
+    assert f"{plant.root / 'line_b'} have none in common" in decision.why
+    assert plant.aliases == before
+    assert decision.alarms == [f"stopped: {decision.why}"]
+    moved = shutil.copytree(plant.data / "brick", plant.root / "moved" / "brick").parent
+    assert plant.night(data=[DataSource(dataset="mvtec_ad", root=str(moved))]).outcome != "stopped"
+
+
 def test_without_labelled_images_synthetic_defects_decide(tmp_path: Path) -> None:
     plant = Plant(tmp_path, labelled=False)
     assert plant.night().outcome == "promoted"

@@ -26,7 +26,7 @@ from al_models.calibration import p_values
 from al_models.errors import InvalidInput
 from al_models.outlines import regions_above
 from storage.errors import Damaged, DatasetError, InUse
-from storage.image_paths import image_paths
+from storage.image_paths import image_paths, look_for_images
 from storage.journal import Journal, replaced
 from storage.models import Registry
 from storage.records import RunRecord
@@ -475,6 +475,31 @@ def test_files_folders_patterns_and_lists(tmp_path: Path, monkeypatch: pytest.Mo
     assert image_paths(["*.jpg"], Path("out"), may_be_none=True) == []
 
 
+def test_what_is_no_image_and_what_we_made_ourselves_is_left_out_and_told(tmp_path):
+    folder = tmp_path / "new"
+    for name in ("a.png", "deep/b.JPG", "c.heic", "notes.txt", "earlier/judged.jsonl", "earlier/predictions.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    for made in ("maps/a-1.tiff", "masks/a-1.png", "overlays/a-1.png"):
+        (folder / "earlier" / made).parent.mkdir()
+        (folder / "earlier" / made).write_bytes(b"x")
+    (folder / "masks").mkdir()
+    (folder / "masks/z.png").write_bytes(b"x")  # a folder of that name, with nothing of ours beside it
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    expected = {"a.png", "deep/b.JPG", "masks/z.png"}
+    for given in (str(folder), f"{folder}/**/*"):
+        paths, left_out = look_for_images([given], tmp_path / "out")
+        assert {os.path.relpath(path, folder) for path in paths} == expected
+        reasons = {os.path.relpath(path, folder): reason for path, reason in left_out.items()}
+        made = {"earlier/maps", "earlier/masks", "earlier/overlays"}
+        texts = {"c.heic", "notes.txt", "earlier/judged.jsonl", "earlier/predictions.csv"}
+        assert reasons.keys() == made | texts | {"gone.png"}
+        assert "this program made" in reasons["earlier/maps"]
+        assert "a broken link" in reasons["gone.png"]
+        assert "no image's extension" in reasons["c.heic"]
+
+
 def test_a_file_has_settled_when_two_looks_agree(tmp_path: Path) -> None:
     path, settled = tmp_path / "a.png", Settled()
     path.write_bytes(b"1")
@@ -542,7 +567,7 @@ def test_a_folder_is_judged_and_what_cannot_be_read_is_exit_code_1(known: Known,
     ("images", "options", "message"),
     [
         (["nowhere"], ["--model", MODEL], "'nowhere' is no file and no folder; give images, folders, patterns"),
-        (["*.webp"], ["--model", MODEL], r"'\*.webp' holds no image; images end in .bmp, "),
+        (["*.webp"], ["--model", MODEL], r"'\*.webp' holds no image; images end in .avif, .bmp, "),
         (
             ["."],
             ["--model", "mvtec_ad/brik"],

@@ -177,6 +177,57 @@ def test_empty_masks_are_taken_for_unknown_and_full_ones_are_told():
     assert verdict.kept[full].mask_state == "file"
 
 
+@pytest.mark.parametrize(
+    ("marked", "border", "inverted"),
+    [
+        ([0.97] * 4, [1.0] * 4, [0, 1, 2, 3]),
+        ([0.98, 0.03, 0.02, 0.04], [1.0, 0, 0, 0], [0]),  # one of them
+        ([0.55, 0.03, 0.02, 0.04], [0.93, 0, 0, 0], [0]),  # around a large defect
+        ([0.85, 0.03, 0.02, 0.04], [0.7, 0, 0, 0], [0]),  # around one at the border
+        ([0.97, 0.98, 0.96, 0.4], [1.0, 1.0, 1.0, 0.5], [0, 1, 2, 3]),  # the last for what the others are
+        ([0.45, 0.6, 0.3, 1.0], [0.5, 0.6, 0.4, 1.0], []),  # large defects; one of the whole image is told otherwise
+    ],
+)
+def test_masks_that_mark_all_around_a_defect_are_taken_for_unknown(marked, border, inverted):
+    table = facts()
+    rows = at(table, "test/bent")
+    table.loc[rows, "mask_fraction"], table.loc[rows, "mask_border"] = marked, border
+    verdict, keys = judge(table), list(table["key"][rows])
+    assert verdict.rules.get("mask_not_inverted", []) == [keys[i] for i in inverted]
+    assert [key for key in keys if verdict.kept[key].mask is None] == [keys[i] for i in inverted]
+    for i in inverted[:1]:
+        assert "mask_rule = values:0" in verdict.reason(keys[i])
+        assert f"{marked[i]:.0%} of the image" in verdict.reason(keys[i])
+    trusted = judge(table, rules={"mask_not_inverted": "off"})
+    assert all(trusted.kept[key].mask for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "size", "mask_size", "unclear"),
+    [
+        (6, 1, (64, 64), (64, 64), True),  # square: nothing tells
+        (3, 1, (64, 48), (64, 48), True),  # upside down: nor here
+        (8, 1, (64, 48), (48, 64), True),  # drawn on what viewers show
+        (6, 1, (64, 48), (64, 48), False),  # drawn on the pixels as they are stored
+        (6, 6, (64, 64), (64, 64), False),  # turned alike
+        (1, 6, (64, 64), (64, 64), True),  # the mask alone
+        (1, 1, (64, 64), (64, 64), False),
+    ],
+)
+def test_a_mask_that_may_be_turned_is_unknown_until_somebody_says(image, mask, size, mask_size, unclear):
+    table = facts()
+    table[["width", "height"]] = size
+    bent = at(table, "test/bent")
+    table.loc[bent, ["mask_width", "mask_height"]] = mask_size
+    table.loc[bent, ["orientation", "mask_orientation"]] = [image, mask]
+    verdict, keys = judge(table), list(table["key"][bent])
+    assert verdict.rules == ({"mask_upright": keys} if unclear else {})
+    assert all((verdict.kept[key].mask is None) == unclear for key in keys)
+    assert not unclear or f"orientation {image} for the image and {mask} for its mask" in verdict.reason(keys[0])
+    trusted = judge(table, rules={"mask_upright": "off"})
+    assert trusted.rules == ({} if size == mask_size else {"mask_size": keys})
+
+
 @pytest.mark.parametrize(("severity", "accepted"), [("reject", False), ("warn", True)])
 def test_a_mask_of_another_size_never_serves_as_the_truth(severity, accepted):
     table = facts()

@@ -1,33 +1,41 @@
 """Image files to pixels: decoded strictly, resized once, the same for every method.
 
 Nothing is repaired and nothing is guessed. A file that is cut short is refused, and whatever decoding changes about an
-accepted one (16 bits scaled to 8, an opaque alpha channel dropped, CMYK turned into RGB) is said in a note.
+accepted one (more bits scaled to 8, an opaque alpha channel dropped, CMYK turned into RGB) is said in a note.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import tifffile
 from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 
 from al_models.errors import InvalidInput
 
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_OTHERS = {"JXL": (b"\x00\x00\x00\x0cJXL ", b"\xff\x0a"), "JXR": (b"II\xbc",)}
+"""Formats that Pillow does not read, by their first bytes."""
+WHOLE = 65535.0
+"""The range of 16 bits."""
 MAX_PIXELS = 89_478_485
 """Larger images are refused (Pillow's own limit for a decompression bomb: 256 MiB of RGB)."""
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _GRAY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_ONE_CHANNEL = (*_GRAY, "I", "F")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 # What Pillow raises for bytes that are no image, or not a whole one.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
@@ -47,30 +55,39 @@ class Decoded:
     mode: str
     """Pillow's word for the file's pixels (`L`, `RGB`, `I;16`, `P`, ...)."""
     bit_depth: int
-    """16, or 8 for everything that 8 bits a channel hold without loss."""
+    """Of the file, or 8 for everything that 8 bits a channel hold without loss."""
     n_channels: int
     """Channels of `pixels`: 1 or 3."""
     note: str | None
     """What decoding changed or did not apply, in words; None when there is nothing to say."""
+    orientation: int = 1
+    """The file's EXIF orientation, which is not applied; 1: none."""
+    highest: float | None = None
+    """The largest value in the file; None where 8 bits a channel hold all."""
+    beyond: float = 0.0
+    """Share of the values that are larger than the range, and were taken for white."""
 
 
-def decode(data: bytes) -> Decoded:
+def decode(data: bytes, white: float | None = None) -> Decoded:
     """The pixels of an image file, whole and unrepaired.
 
-    EXIF orientation is not applied (a camera on a line does not turn), only noted. Raises InvalidInput for bytes that
-    are no image or not a whole one, for real transparency, for pixels beyond 16 bits, and above `MAX_PIXELS`.
+    `white`: the value that becomes 255 where a file has more than 8 bits a channel (`learned_white`); None: the largest
+    of 16 bits, and in files of floating-point numbers 1 or 255. EXIF orientation is not applied (a camera on a line
+    does not turn), only noted. Raises InvalidInput for bytes that are no image or not a whole one, for real
+    transparency, for values that are negative or beyond 16 bits, and above `MAX_PIXELS`.
     """
     image, frames, pixels = _load(data)
     bits = _bit_depth(image, data)
-    notes = [_orientation_note(image), f"only the first of {frames} frames was read" if frames > 1 else None]
-    if pixels is None and image.mode.startswith("I"):
-        # 65535 / 255 = 257: black stays black and white stays white.
-        pixels = np.rint(np.asarray(image) / np.float32(257)).astype(np.uint8)
-        notes.append("16-bit gray values were scaled by 1/257 to 8 bits")
+    turned = _orientation(image)
+    notes = [None if turned == 1 else f"EXIF orientation {turned} was not applied"]
+    notes.append(f"only the first of {frames} frames was read" if frames > 1 else None)
+    deep = _deep(image, data, bits) if pixels is None else None
+    beyond = 0.0
+    if deep is not None:
+        shown = _to_gray_or_rgb(image, notes) if image.mode in ("RGB", *_ALPHA) else None  # which refuses transparency
+        pixels, beyond = _scaled(deep, white, notes, None if shown is None else np.asarray(shown))
     elif pixels is None:
         pixels = np.asarray(_to_gray_or_rgb(image, notes))
-        if bits == 16:
-            notes.append("16-bit colour values were cut to their upper 8 bits")
     return Decoded(
         pixels=pixels,
         width=image.width,
@@ -80,16 +97,89 @@ def decode(data: bytes) -> Decoded:
         bit_depth=bits,
         n_channels=1 if pixels.ndim == 2 else 3,
         note="; ".join(note for note in notes if note) or None,
+        orientation=turned,
+        highest=None if deep is None else float(deep.max()),
+        beyond=beyond,
     )
+
+
+def _scaled(
+    deep: np.ndarray, white: float | None, notes: list[str | None], upper: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """Values as uint8, and the share of them beyond `white`. `upper`: the upper 8 bits of each, of colour."""
+    real = deep.dtype.kind == "f"
+    if white is None and real:
+        white = 1.0 if deep.max() <= 1 else 255.0
+        notes.append(f"floating-point values were taken for 0 to {white:g}")
+    white = WHOLE if white is None else white
+    beyond = float((deep > white).mean())
+    if white == WHOLE and upper is not None:
+        notes.append("16-bit colour values were cut to their upper 8 bits")
+        return upper, beyond
+    if white == WHOLE:
+        # 65535 / 255 = 257: black stays black and white stays white.
+        notes.append(f"{'floating-point' if real else '16-bit gray'} values were scaled by 1/257 to 8 bits")
+        return np.rint(deep / np.float32(257)).astype(np.uint8), beyond
+    if not real or white not in (1.0, 255.0):
+        notes.append(f"values of 0 to {white:g} were scaled to 8 bits")
+    return np.rint(np.minimum(deep, white).astype(np.float32) * np.float32(255 / white)).astype(np.uint8), beyond
+
+
+def learned_white(highest: Iterable[float]) -> float | None:
+    """The end of the range that good images were taken in, from the largest value of each with more than 8 bits: the
+    smallest number of bits, 8 to 16, that holds all values (1 where all are fractions). None without such images.
+
+    Images that need over two bits more than the median are left out, since one with a hot pixel, or of another export,
+    would leave the others a few gray levels. None of this depends on order.
+    """
+    bits = sorted(0 if value <= 1 else max(8, math.ceil(math.log2(value + 1))) for value in highest)
+    if not bits:
+        return None
+    most = max(one for one in bits if one <= bits[(len(bits) - 1) // 2] + 2)
+    return float(2**most - 1) if most else 1.0
+
+
+def highest_value(data: bytes) -> float | None:
+    """The largest value of a file with more than 8 bits a channel, at least 255 where they are whole numbers; None of
+    another file, and of one that `decode` refuses."""
+    try:
+        image, _, pixels = _load(data)
+        deep = _deep(image, data, _bit_depth(image, data)) if pixels is None else None
+    except InvalidInput:
+        return None
+    if deep is None:
+        return None
+    return float(deep.max()) if deep.dtype.kind == "f" else max(255.0, float(deep.max()))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file's header announces."""
+
+    gray: bool
+    deep: bool
+    """Whether it has more than 8 bits a channel."""
+
+
+def header_of(path: str | Path) -> Header | None:
+    """What a file's header announces; None when none can be read. Decodes no pixel but of rare formats."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(32)
+        if _other_format(start):
+            image = _load(Path(path).read_bytes())[0]
+            return Header(image.mode in _ONE_CHANNEL, image.mode in _DEEP)
+        with Image.open(path, formats=FORMATS) as image:
+            deep = image.mode in _DEEP or _bit_depth(image, start) > 8
+            return Header(image.mode in _ONE_CHANNEL, deep)
+    except (*_BROKEN, *_TOO_LARGE):
+        return None
 
 
 def is_gray(path: str | Path) -> bool | None:
     """Whether a file's header announces a gray image; None when no header can be read. Decodes no pixel."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.mode in (*_GRAY, "I")
-    except (*_BROKEN, *_TOO_LARGE):
-        return None
+    header = header_of(path)
+    return header and header.gray
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -142,8 +232,9 @@ def perceptual_hash(pixels: np.ndarray) -> bytes:
     return np.packbits(low > np.median(low)).tobytes()
 
 
-def load_images(paths: Sequence[str | Path], size: int) -> np.ndarray:
-    """Image files as one array, uint8 [n, size, size, 3]; gray ones repeat their channel.
+def load_images(paths: Sequence[str | Path], size: int, white: float | None = None) -> np.ndarray:
+    """Image files as one array, uint8 [n, size, size, 3]; gray ones repeat their channel. `white` as in
+    `decode`.
 
     Raises InvalidInput, naming the file, for one that `decode` refuses.
     """
@@ -151,7 +242,7 @@ def load_images(paths: Sequence[str | Path], size: int) -> np.ndarray:
 
     def load(row: int) -> None:
         try:
-            small = resize(decode(Path(paths[row]).read_bytes()).pixels, size)
+            small = resize(decode(Path(paths[row]).read_bytes(), white).pixels, size)
         except InvalidInput as error:
             raise InvalidInput(f"{paths[row]}: {error}") from error
         images[row] = small if small.ndim == 3 else small[..., None]
@@ -164,7 +255,7 @@ def load_images(paths: Sequence[str | Path], size: int) -> np.ndarray:
 def _load(data: bytes) -> tuple[Image.Image, int, np.ndarray | None]:
     """The first image of a file, the number of images in it, and its pixels where they need no conversion."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _opened_by_imagecodecs(data) or Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise InvalidInput(_too_large(f"{image.width}x{image.height} px"))
         frames = getattr(image, "n_frames", 1)  # asked first: loading may let go of the file
@@ -182,9 +273,54 @@ def _load(data: bytes) -> tuple[Image.Image, int, np.ndarray | None]:
         raise
     except _BROKEN as error:
         raise InvalidInput(f"damaged or cut short ({error}); copy or export the file again") from error
-    if image.mode == "F" or (image.mode == "I" and (_bit_depth(image, data) > 16 or np.asarray(image).min() < 0)):
-        raise InvalidInput(f"pixels of mode {image.mode} go beyond 0..65535; export the image with 8 bits a channel")
+    if image.mode in ("I", "F"):
+        low, high = (float(value) for value in (np.min(image), np.max(image)))
+        if not 0 <= low <= high <= WHOLE:  # which NaN is not, either
+            raise InvalidInput(
+                f"values of {low:g} to {high:g}, negative, no numbers or beyond 65535; export the image with values of "
+                f"0 to 65535, or with 8 bits a channel"
+            )
     return image, frames, pixels
+
+
+def _other_format(start: bytes) -> str | None:
+    return next((name for name, firsts in _OTHERS.items() if start.startswith(firsts)), None)
+
+
+def _opened_by_imagecodecs(data: bytes) -> Image.Image | None:
+    """An image in one of `_OTHERS`, with 8 bits a channel or gray with 16."""
+    form = _other_format(data[:32])
+    if form is None:
+        return None
+    try:
+        values = imagecodecs.jpegxl_decode(data) if form == "JXL" else imagecodecs.jpegxr_decode(data)
+        if values.dtype == np.uint16 and values.ndim == 3:
+            raise InvalidInput("colour of 16 bits in this format is not read; export as PNG")
+        image = Image.fromarray(values)
+    except (imagecodecs.JpegxlError, imagecodecs.JpegxrError, TypeError, RuntimeError) as error:
+        raise InvalidInput(f"damaged or cut short ({error}); copy or export the file again") from error
+    image.format = form
+    return image
+
+
+def _deep(image: Image.Image, data: bytes, bits: int) -> np.ndarray | None:
+    """The values of a loaded image with more than 8 bits a channel, (h, w) or (h, w, 3); None of another, and where
+    they cannot be had (the upper 8 bits are, then)."""
+    if image.mode in _DEEP:
+        return np.asarray(image)
+    if bits <= 8 or image.mode not in ("L", "RGB", *_ALPHA):
+        return None
+    try:
+        values = imagecodecs.png_decode(data) if image.format == "PNG" else tifffile.imread(io.BytesIO(data), key=0)
+    except (*_BROKEN, imagecodecs.PngError, RuntimeError):
+        return None
+    if values.ndim == 3 and values.shape[0] in (3, 4) and values.shape[1:] == (image.height, image.width):
+        values = np.moveaxis(values, 0, 2)
+    if values.dtype != np.uint16 or values.shape[:2] != (image.height, image.width):
+        return None
+    if values.ndim == 3:
+        values = values[..., 0] if values.shape[2] < 3 else values[..., :3]
+    return values
 
 
 def _plain_png(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -211,9 +347,9 @@ def _bit_depth(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         bits = data[24]  # the header chunk's bit depth always lies there
     elif image.format == "TIFF":
-        bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))  # type: ignore[attr-defined]
+        bits = max(np.atleast_1d(image.tag_v2.get(_BITS_PER_SAMPLE, 8)).tolist())  # type: ignore[attr-defined]
     else:
-        bits = 8
+        bits = 16 if image.mode in _DEEP else 8
     return max(8, bits)
 
 
@@ -245,11 +381,10 @@ def _refuse_transparency(image: Image.Image) -> None:
         )
 
 
-def _orientation_note(image: Image.Image) -> str | None:
+def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info:
-        return None
+        return 1
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata says nothing about the pixels
-        return None
-    return None if orientation == 1 else f"EXIF orientation {orientation} was not applied"
+        return 1

@@ -14,12 +14,38 @@ anomalous image without one has an unknown mask. Numbers of images: Table 1 of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from storage.listing import Dataset, Listing, SetAside, choose, counts_of, images_in, subfolders, why_outside
-from storage.readers import Folder, add_category, find_root, is_tree, known_paths, pair, strays
-from storage.samples import Sample
+from storage.errors import DatasetError
+from storage.listing import (
+    Dataset,
+    Listing,
+    SetAside,
+    choose,
+    counts_of,
+    images_in,
+    subfolders,
+    unread_in,
+    why_outside,
+)
+from storage.readers import (
+    Folder,
+    add_category,
+    divide_beside,
+    find_root,
+    fold,
+    is_tree,
+    known_paths,
+    masks_beside,
+    may_be_good,
+    pair,
+    plain,
+    same_stem,
+    strays,
+)
+from storage.samples import Label, Sample
 
 TREE = """\
 <root>/<category>/train/good/000.png ...
@@ -60,6 +86,7 @@ DATASET = Dataset(
 )
 
 
+_TRUTH = {"groundtruth", "ground_truth", "ground_truths", "gt", "mask", "masks"}
 _CLOSED = {"ground_truth/good": "masks of good images, which have no anomalous pixel; what lies in it is not read"}
 
 
@@ -68,17 +95,35 @@ def list_samples(dataset: str, root: Path, categories: Sequence[str] | None) -> 
     return list_tree(dataset, root, categories)
 
 
-def _folders(category: Path) -> list[Folder]:
-    kinds = {*subfolders(category / "test"), *subfolders(category / "ground_truth")} - {"good"}
+def _folders(category: Path, good: Collection[str] | None = None) -> list[Folder]:
+    """The folders of a category. `good`: names of folders of good test images beside `good` itself; with None, images
+    of a folder whose name may mean good ones are unknown, unless the folder has masks."""
+    truth = _truth_of(category)
+    kinds = {*subfolders(category / "test"), *subfolders(category / truth)} - {"good"}
     return [
         Folder(path="train/good", split="train", label="good", defect_type="good"),
         Folder(path="validation/good", split="validation", label="good", defect_type="good"),
         Folder(path="test/good", split="test", label="good", defect_type="good"),
-        *(
-            Folder(path=f"test/{kind}", split="test", label="anomalous", defect_type=kind, masks=f"ground_truth/{kind}")
-            for kind in sorted(kinds)
-        ),
+        *(_of_kind(category, kind, truth, good) for kind in sorted(kinds)),
     ]
+
+
+def _of_kind(category: Path, kind: str, truth: str, good: Collection[str] | None) -> Folder:
+    path = f"test/{kind}"
+    if kind in (good or ()):
+        return Folder(path=path, split="test", label="good", defect_type="good")
+    alike = [name for name in subfolders(category / truth) if fold(name) == fold(kind)]
+    masks = kind if kind in alike or len(alike) != 1 or os.path.isdir(category / "test" / alike[0]) else alike[0]
+    unsure = good is None and may_be_good(kind) and not alike
+    label: Label = "unknown" if unsure else "anomalous"
+    return Folder(path=path, split="test", label=label, defect_type=kind, masks=f"{truth}/{masks}")
+
+
+def _truth_of(category: Path) -> str:
+    """The folder of masks: `ground_truth`, or the only one that has another word for it."""
+    names = subfolders(category)
+    others = [name for name in names if plain(name) in _TRUTH]
+    return others[0] if "ground_truth" not in names and len(others) == 1 else "ground_truth"
 
 
 def list_tree(
@@ -88,66 +133,122 @@ def list_tree(
     *,
     tree: str = TREE,
     train: str = "train/good",
-    folders_of: Callable[[Path], Sequence[Folder]] = _folders,
+    folders_of: Callable[[Path], Sequence[Folder]] | None = None,
     closed: Mapping[str, str] = _CLOSED,
     mask_rule: str = "auto",
+    good: Collection[str] | None = None,
+    called: str | None = None,
+    links_to: Sequence[str] = (),
 ) -> Listing:
     """The images of a data set whose categories hold the folders that `folders_of` names; the root may be a category.
 
     `train` is the folder that every category learns from; `closed` are folders in a category that are not read, with
-    the reason. Any other image in a category is set aside. Raises DatasetError, showing the `tree`, for another layout.
+    the reason. Any other image in a category is set aside. `good`: names of folders of good test images
+    beside `good`, where there is no `folders_of`; `called`: another name for a root that is one category;
+    `links_to`: folders that links may lead to. Raises DatasetError, showing the `tree`, for another layout.
     """
     root = find_root(root, lambda folder: is_tree(folder, train), train, tree)
-    known = {root.name: root} if os.path.isdir(root / train) else {name: root / name for name in subfolders(root)}
-    listing = Listing(root)
+    single = os.path.isdir(root / train)
+    if called is not None and not single:
+        raise DatasetError(f"{root} holds several categories, so they cannot all be called {called!r}; leave it out")
+    known = {called or root.name: root} if single else {name: root / name for name in subfolders(root)}
+    listing = Listing(root, folders=(".", *links_to))
     for name in choose(categories, known):
-        samples, aside = _list_category(dataset, name, known[name], root, folders_of(known[name]), closed, mask_rule)
+        found = _Tree(dataset, name, known[name], root, listing.folders)
+        samples, aside = found.listed(
+            folders_of(known[name]) if folders_of else _folders(known[name], good), closed, mask_rule
+        )
         path = (known[name] / train).relative_to(root).as_posix()
         add_category(listing, name, samples, aside, f"{path} holds no image to learn from; put good images there")
     return listing
 
 
-def _list_category(
-    dataset: str,
-    category: str,
-    place: Path,
-    root: Path,
-    folders: Sequence[Folder],
-    closed: Mapping[str, str],
-    mask_rule: str,
-) -> tuple[list[Sample], list[SetAside]]:
-    def at(name: str) -> str:
-        return (place / name).relative_to(root).as_posix()
+@dataclass(frozen=True)
+class _Tree:
+    """A category that is listed."""
 
-    if (reason := why_outside(root, at("."))) is not None:
-        return [], [SetAside(category, at("."), reason)]
-    samples: list[Sample] = []
-    opened: list[str] = []
-    for folder in folders:
-        images = images_in(place / folder.path, root, category)[0]
-        masks = [] if folder.masks is None else _masks_in(place / folder.masks, root, category)
-        points = [] if folder.xyz is None else images_in(place / folder.xyz, root, category)[0]
-        mask_of, xyz_of = pair(images, masks, "_mask", ""), pair(images, points, "")
-        said = (dataset, category, folder.split, folder.label, folder.defect_type)
+    dataset: str
+    category: str
+    place: Path
+    root: Path
+    folders: tuple[str, ...]
+
+    def at(self, name: str) -> str:
+        return (self.place / name).relative_to(self.root).as_posix()
+
+    def images(self, name: str) -> list[str]:
+        return images_in(self.place / name, self.root, self.category, self.folders)[0]
+
+    def listed(
+        self, folders: Sequence[Folder], closed: Mapping[str, str], mask_rule: str
+    ) -> tuple[list[Sample], list[SetAside]]:
+        """The samples, and what is set aside."""
+        if (reason := why_outside(self.root, self.at("."), self.folders)) is not None:
+            return [], [SetAside(self.category, self.at("."), reason)]
+        samples: list[Sample] = []
+        opened: list[str] = []
+        aside = [
+            SetAside(self.category, self.at(name), why)
+            for name, why in closed.items()
+            if os.path.isdir(self.place / name)
+        ]
+        for folder in folders:
+            found, left_out = self._in(folder, mask_rule)
+            samples += found
+            aside += left_out
+            read = [name for name in (folder.path, folder.masks, folder.xyz) if name is not None]
+            opened += map(self.at, read)
+            if folder.masks is not None:
+                opened += [self.at(f"{folder.masks}/{name}") for name in subfolders(self.place / folder.masks)]
+            for name in read:
+                aside += unread_in(self.place / name, self.root, self.category, self.folders)
+
+        def why(path: str) -> str:
+            return _why_left(self.place, (self.root / path).relative_to(self.place).as_posix(), folders)
+
+        known = known_paths(samples, [entry for entry in aside if entry.path not in opened])
+        return samples, aside + strays(self.place, self.root, self.category, known, why, opened, self.folders)
+
+    def _in(self, folder: Folder, mask_rule: str) -> tuple[list[Sample], list[SetAside]]:
+        """The samples of a folder; masks in it are no images, and serve those that have none elsewhere."""
+        files = self.images(folder.path)
+        beside = masks_beside(self.root, files)
+        images = [path for path in files if path not in beside]
+        masks = (
+            [] if folder.masks is None else _masks_in(self.place / folder.masks, self.root, self.category, self.folders)
+        )
+        mask_of = pair(images, masks, "_mask", "")
+        aside = _ambiguous(self.category, images, masks)
+        wanted = {image for image in images if folder.label == "anomalous" and mask_of[image] is None}
+        taken, left_out = divide_beside(self.category, beside, wanted)
+        mask_of |= taken
+        aside += left_out
+        xyz_of = pair(images, [] if folder.xyz is None else self.images(folder.xyz), "")
+        said = (self.dataset, self.category, folder.split, folder.label, folder.defect_type)
+        samples = []
         for image in images:
-            mask, xyz = mask_of[image], xyz_of[image]
-            samples.append(Sample("", image, *said, mask, mask_rule=mask_rule if mask else "auto", xyz=xyz))
-        opened += [at(name) for name in (folder.path, folder.masks, folder.xyz) if name is not None]
-        if folder.masks is not None:
-            opened += [at(f"{folder.masks}/{name}") for name in subfolders(place / folder.masks)]
-    aside = [SetAside(category, at(name), why) for name, why in closed.items() if os.path.isdir(place / name)]
-
-    def why(path: str) -> str:
-        return _why_left(place, (root / path).relative_to(place).as_posix(), folders)
-
-    return samples, aside + strays(place, root, category, known_paths(samples, aside), why, opened)
+            mask = mask_of[image] if folder.label != "unknown" else None
+            samples.append(Sample("", image, *said, mask, mask_rule=mask_rule if mask else "auto", xyz=xyz_of[image]))
+        return samples, aside
 
 
-def _masks_in(folder: Path, root: Path, category: str) -> list[str]:
+def _ambiguous(category: str, images: Sequence[str], masks: Sequence[str]) -> list[SetAside]:
+    """Masks that may be of either of two images."""
+    aside = []
+    for group in same_stem(images) if masks else ():
+        for mask in dict.fromkeys(pair([group[0]], masks, "_mask", "").values()):
+            if mask is not None:
+                names = " or ".join(group)
+                reason = f"the mask of {names}, which share a stem: whose is not known, and they have none; rename one"
+                aside.append(SetAside(category, mask, reason))
+    return aside
+
+
+def _masks_in(folder: Path, root: Path, category: str, folders: Sequence[str]) -> list[str]:
     """Paths of masks in a folder: images, and folders of nothing but images."""
-    masks = images_in(folder, root, category)[0]
+    masks = images_in(folder, root, category, folders)[0]
     for name in subfolders(folder):
-        files, refused = images_in(folder / name, root, category)
+        files, refused = images_in(folder / name, root, category, folders)
         if files and not refused:
             masks.append((folder / name).relative_to(root).as_posix())
     return masks

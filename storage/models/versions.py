@@ -69,6 +69,8 @@ class Lineage:
     """The champion when it was added; None when there was none."""
     updated_from: str | None = None
     """Key of the earlier model that learned the new images on top; None: all images were learned at once."""
+    root: str = ""
+    """Folder that its images lay in; empty in versions that do not know."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class ModelVersion:
     versions: dict[str, str] = field(default_factory=dict)
     """Of Python and the libraries that results depend on."""
     hardware: str = ""
+    white: float | None = None
+    """Value that becomes 255 in images of more than 8 bits a channel, learned from the good ones; None: they had 8."""
     number: int = 0
     """Counts up within a data set's category and is never given twice; 0 before the registry has given one."""
     files: dict[str, str] = field(default_factory=dict)

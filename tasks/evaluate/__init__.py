@@ -33,7 +33,7 @@ from tasks.handles import Cell, Validated
 from tasks.parts import joined
 from tasks.predict import read_scores
 from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import accepted_samples
+from tasks.stored import accepted_samples, files_left_out
 
 _ENOUGH_PEAKS = 10
 """Held-out good images from which on it is told where they score highest."""
@@ -252,7 +252,7 @@ def _counts(validated: Validated, samples: list[Sample], calibration: int) -> di
     return {
         "calibration": calibration,
         **{name: test[name] for name in ("test_good", "test_anomalous", "test_unknown")},
-        "set_aside": verdict["rejected"] + len(store.get(validated.category.catalogue).meta["set_aside"]),
+        "set_aside": verdict["rejected"] + files_left_out(store.get(validated.category.catalogue).meta),
         "without_mask": sum(sample.label == "anomalous" and sample.mask is None for sample in samples),
     }
 
@@ -271,6 +271,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         seed=cell.seed,
         cell=cell.id,
         status="done",
+        root=validated.category.root,
         metrics=found.meta["metrics"],
         intervals=found.meta["intervals"],
         calibration=found.meta["calibration"],

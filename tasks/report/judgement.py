@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +63,7 @@ class Stored:
     """The verdict's manifest; None where there is none."""
     suspects: pd.DataFrame | None
     """None where they were not asked for."""
-    left_out: list[dict[str, str]] | None
+    left_out: list[dict[str, Any]] | None
     """Files that the reader of the layout did not list; None where the catalogue is not known."""
     problems: list[str]
     """What could not be read."""
@@ -244,7 +245,7 @@ def _overview(stored: Stored) -> Overview:
         rejected=meta.get("rejected", len(stored.rejected)),
         remarked=len(stored.remarked),
         suspected=None if stored.suspects is None else int(stored.suspects["suspected"].sum()),
-        left_out=None if stored.left_out is None else len(stored.left_out),
+        left_out=None if stored.left_out is None else sum(_files(entry) for entry in stored.left_out),
         sizes=len(stored.readable[["width", "height"]].drop_duplicates()),
     )
 
@@ -382,15 +383,22 @@ def _line(row: Mapping[str, str]) -> dict[str, str]:
     return {"path": row["path"] or "the category as a whole", "where": where, "reason": row["reason"]}
 
 
-def _left_out(files: Sequence[Mapping[str, str]]) -> list[LeftOut]:
+def _left_out(files: Sequence[Mapping[str, Any]]) -> list[LeftOut]:
     """By reason, the most frequent first; what is too much for the page is one line."""
     groups: dict[str, list[str]] = {}
+    count: Counter[str] = Counter()
     for file in files:
         groups.setdefault(file["reason"], []).append(file["path"])
-    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    found = [LeftOut(reason, len(paths), paths[:_LEFT_OUT]) for reason, paths in ordered[:_LEFT_OUT]]
-    rest = [len(paths) for _, paths in ordered[_LEFT_OUT:]]
+        count[file["reason"]] += _files(file)
+    ordered = sorted(groups.items(), key=lambda item: (-count[item[0]], item[0]))
+    found = [LeftOut(reason, count[reason], paths[:_LEFT_OUT]) for reason, paths in ordered[:_LEFT_OUT]]
+    rest = [count[reason] for reason, _ in ordered[_LEFT_OUT:]]
     return [*found, LeftOut(f"for {len(rest)} other reasons", sum(rest), [])] if rest else found
+
+
+def _files(entry: Mapping[str, Any]) -> int:
+    """How many files an entry of the reader's stands for."""
+    return int(entry.get("files", 1))
 
 
 # charts

@@ -21,6 +21,10 @@ _MEASURES = {
     "contrast": ("standard deviation of the gray values", "look whether it shows the product, or fog, glare or shadow"),
     "sharpness": ("variance of the Laplacian", "look whether it is blurred, noisy or of another surface"),
 }
+_AROUND = 0.9
+"""A mask that marks so much of the image's border surrounds a defect, and does not mark one."""
+_MOST = 0.8
+"""So does one that marks so much of the image."""
 _ENOUGH_FOR_A_DISTRIBUTION = 10
 _SMALLEST_SPREAD = 0.02
 """Of the logarithms: a training set that varies by less than 2 % is taken to vary by that."""
@@ -52,9 +56,16 @@ def with_comparisons(facts: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     table["size"] = size.where(readable).astype("category")
     table["shorter_side"] = table[["width", "height"]].min(axis=1).where(readable)
     table["mask_missing"] = _mask_missing(table, anomalous)
+    table["slightly_beyond"] = table["beyond"].where(table["beyond"].fillna(0) <= 0.5)
+    table["may_be_good"] = table["defect_type"].where(
+        (table["label"] == "unknown") & (table["defect_type"] != "unknown")
+    )
+    table["mask_turned"] = _mask_turned(table, anomalous)
     fits = (table["mask_width"] == table["width"]) & (table["mask_height"] == table["height"])
-    table["mask_fits"] = fits.where(readable & table["mask_width"].notna())
+    told = table["mask_turned"].notna() & (policy.severity("mask_upright") != "off")
+    table["mask_fits"] = fits.where(readable & table["mask_width"].notna() & ~told)
     table["marked"] = table["mask_fraction"].where(anomalous)
+    table["mask_inverted"] = _mask_inverted(table)
     table = table.join([same_content(table), same_part(table)])
     distinct = table[["other_label", "copy_of", "seen_in", "part_seen_in"]].isna().all(axis=1)
     shown = readable & ~table["constant"].fillna(True) & distinct
@@ -185,6 +196,41 @@ def _about_what_is_usual(table: pd.DataFrame, policy: Policy, image_size: int) -
             "bit_depth",
             bits,
         ),
+        *_about_range(table, policy),
+    ]
+
+
+def _about_range(table: pd.DataFrame, policy: Policy) -> list[Rule]:
+    """Values of more than 8 bits lie in the range that was learned from the good images."""
+    known = table["white"].dropna()
+    end = f"{known.iloc[0]:g}" if len(known) else "255"
+    learned = f"0 to {end}, the range learned from the good training images"
+    reason = f"{{beyond:.2%}} of its values lie above {learned}, the largest is {{highest:g}}"
+    return [
+        Rule(
+            name,
+            f"{what} in {learned}",
+            policy.severity(name),
+            f"{reason}; {advice}",
+            "ExpectColumnValuesToBeBetween",
+            {"column": column, "max_value": most},
+        )
+        for name, what, advice, column, most in (
+            (
+                "usual_range",
+                "most values of an image lie",
+                "it was exported in another range: export it anew",
+                "beyond",
+                0.5,
+            ),
+            (
+                "in_range",
+                "all values lie",
+                "they were taken for white: see to exposure and export",
+                "slightly_beyond",
+                0,
+            ),
+        )
     ]
 
 
@@ -260,6 +306,15 @@ def _about_copies(policy: Policy) -> list[Rule]:
 
 def _about_masks(policy: Policy) -> list[Rule]:
     return [
+        _empty(
+            policy,
+            "label_known",
+            "it is known which test images are good",
+            "of the kind {may_be_good}, which may mean good, so it is judged but counts in no figure; with the data "
+            "set `folder` say --option good={may_be_good} where such images are good, --option 'good=[]' where they "
+            "are defective, or call the folder good",
+            "may_be_good",
+        ),
         _in_set(
             policy,
             "mask_size",
@@ -282,7 +337,7 @@ def _about_masks(policy: Policy) -> list[Rule]:
             "masks of anomalous images mark something",
             policy.severity("mask_not_empty"),
             "its mask marks no pixel though the image is anomalous, so it is taken for unknown; mark the defect, or "
-            "see which of the mask's values stand for it",
+            "say which of the mask's values stand for it, such as mask_rule = nonzero",
             "ExpectColumnValuesToBeBetween",
             {"column": "marked", "min_value": 0, "strict_min": True},
             mask_unknown=True,
@@ -295,6 +350,24 @@ def _about_masks(policy: Policy) -> list[Rule]:
             "is inverted, or which of its values stand for the defect",
             "ExpectColumnValuesToBeBetween",
             {"column": "marked", "max_value": 1, "strict_max": True},
+        ),
+        _empty(
+            policy,
+            "mask_not_inverted",
+            "masks mark the defect, and not all around it",
+            "{mask_inverted}, so it is taken for unknown; say mask_rule = values:0 (or below:128) where black stands "
+            "for the defect, or turn off the rule mask_not_inverted where the masks are right",
+            "mask_inverted",
+            mask_unknown=True,
+        ),
+        _empty(
+            policy,
+            "mask_upright",
+            "masks lie on the pixels as they are stored",
+            "{mask_turned}, so it is taken for unknown; save image and mask upright, without the tag, or turn off the "
+            "rule mask_upright where masks are drawn on the pixels as they are stored",
+            "mask_turned",
+            mask_unknown=True,
         ),
     ]
 
@@ -373,6 +446,40 @@ def _mask_missing(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
     unreadable = table["mask_state"] == "unreadable"
     missing[unreadable] = "its mask cannot be read: " + table["mask_problem"][unreadable]
     return missing
+
+
+def _mask_inverted(table: pd.DataFrame) -> pd.Series:
+    """Why a mask seems to mark all but the defect; where most of a category do, the others are in doubt, too."""
+    found = pd.Series(pd.NA, index=table.index, dtype="string")
+    partly = ((table["marked"] > 0) & (table["marked"] < 1)).fillna(False)
+    around = partly & ((table["mask_border"] >= _AROUND) | (table["marked"] >= _MOST)).fillna(False)
+    if around.sum() > 0.5 * partly.sum():
+        found[partly] = f"{around.sum()} of the category's {partly.sum()} masks mark all around a defect"
+    shares = table.loc[around, ["marked", "mask_border"]].astype(float)
+    found[around] = [
+        f"its mask marks {marked:.0%} of the image and {border:.0%} of its border, as an inverted one does"
+        for marked, border in shares.itertuples(index=False)
+    ]
+    return found
+
+
+def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
+    """Why it is not known which way up a mask lies: EXIF tells viewers to turn the image, or the mask.
+
+    Tags of 5 and more turn by a quarter, so that the size of a mask shows what it was drawn on unless it is square.
+    """
+    found = pd.Series(pd.NA, index=table.index, dtype="string")
+    image, mask = table["orientation"].fillna(1), table["mask_orientation"].fillna(1)
+    quarter = (image >= 5) & (mask == 1) & (table["width"] != table["height"])
+    as_stored = quarter & (table["mask_width"] == table["width"]) & (table["mask_height"] == table["height"])
+    shown = quarter & (table["mask_width"] == table["height"]) & (table["mask_height"] == table["width"])
+    of = anomalous & table["mask_width"].notna()
+    unclear = (of & (image != mask) & ~as_stored & (shown | ~quarter)).fillna(False)
+    tags = (
+        "EXIF orientation " + image.astype("string") + " for the image and " + mask.astype("string") + " for its mask"
+    )
+    found[unclear] = tags + ", neither applied: whether the mask lies on the picture as stored or as shown is not known"
+    return found
 
 
 def _usual(table: pd.DataFrame, column: str) -> Any:
