@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from prefect.futures import PrefectFuture
 
-from al_models.registry import create
 from al_models.types import FeatureSpec
 from flows.runfile import DataSource, IngestRun, RunFile
 from flows.runners import in_processes
@@ -21,7 +20,7 @@ from tasks.ingest import Ingested, ingest
 from tasks.parts import Part, parts_of
 from tasks.prepare import prepare
 from tasks.report.data import Judged
-from tasks.suspect import suspect
+from tasks.suspect import shared_spec, suspect
 from tasks.validate import validate, verdict_key
 
 Steps = dict[str, PrefectFuture[Any]]
@@ -33,13 +32,6 @@ def listed(store: Store, source: DataSource, take_in: Callable[..., Ingested] = 
     if source.dataset == "demo":
         make_demo_data(Path(source.root))
     return take_in(store.url, source.dataset, source.root, source.categories, source.options)
-
-
-def shared_spec(image_size: int) -> FeatureSpec:
-    """The features that most methods share, which suspects are looked for in."""
-    spec = create("padim", image_size=image_size).feature_spec()
-    assert spec is not None
-    return spec
 
 
 @dataclass

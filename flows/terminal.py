@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,14 @@ def run_flow(
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome, state.is_failed()
+
+
+def who() -> str:
+    """Who gives the command, for the history."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def percent(fraction: float | None) -> str:
