@@ -6,7 +6,6 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from flows.terminal import StoreOption, console, opened, who
 
@@ -34,12 +33,15 @@ def list_held(
     store: StoreOption = "al-store",
 ) -> None:
     """List the images that wait for a person's word."""
-    table = Table("model", "image", "folder", "state", "since", "why", box=None)
-    for image in _held(opened(store), model):
-        if every or image.state == "held":
-            state = image.state if not image.said else f"{image.state} by {image.said[-1].who}"
-            table.add_row(image.model, image.path, image.folder, state, image.since[:16], image.why)
-    console.print(table if table.row_count else "no image is held", soft_wrap=True, highlight=False)
+    shown = [image for image in _held(opened(store), model) if every or image.state == "held"]
+    for image in shown:
+        state = (
+            image.state if not image.said else f"{image.state} by {image.said[-1].who} on {image.said[-1].when[:10]}"
+        )
+        told = f"{image.model}: {image.path} in {image.folder}, {state}, since {image.since[:10]}: {image.why}"
+        console.print(told, soft_wrap=True, highlight=False)
+    if not shown:
+        console.print("no image is held", highlight=False)
 
 
 @nights_app.command("release")

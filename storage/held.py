@@ -55,6 +55,8 @@ class HeldImage:
     """Above which an image is rejected."""
     version: int | None = None
     """That rejected it; None: it was compared with the other images, in robust deviations."""
+    many: bool = False
+    """Whether more images were rejected with it than chance lets a threshold's promise produce."""
     said: list[Said] = field(default_factory=list)
     """The last counts."""
 

@@ -67,8 +67,7 @@ class Decision:
     """Of the version in use from then on; fractions in 0..1."""
     counts: dict[str, int] = field(default_factory=dict)
     """Images by use; `new`: good training images that the champion had not seen; `newly_set_aside`: images that
-    validation rejects, beyond as many as when the champion was made; `held`: images that wait for a person's word;
-    `put_off`: new ones that came with too many of these, and are not learned until then."""
+    validation rejects, beyond as many as when the champion was made; `held`: images that wait for a person's word."""
     aside: dict[str, int] = field(default_factory=dict)
     """Validation rule -> images that it sets aside, those of earlier nights included."""
     drift: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +77,8 @@ class Decision:
     """None where there were no new images, or nothing to compare them with."""
     held: dict[str, str] = field(default_factory=dict)
     """New images that wait for a person's word (`storage.held`), by content name: their paths."""
+    put_off: list[str] = field(default_factory=list)
+    """Paths of those that came with too many of these, and are not learned until then."""
     seconds: float = 0.0
     """From the night's beginning to the decision, by the clock."""
 

@@ -107,14 +107,15 @@ def _told(
 ) -> Decision:
     """What there is to tell before anything is proven. `seen`: of the new images when they were screened."""
     store = Store(validated.category.store)
-    waits = set(store.get(validated.verdict).meta.get("held", []))
+    verdict = store.get(validated.verdict).meta
+    waits = set(verdict.get("held", []))
     held = {one.id: one.path for one in read_held(store, validated.name) if one.id in waits and one.state == "held"}
     new = _new_images(champion, challenger)
     counts = {"new": len(new), "newly_set_aside": _newly_set_aside(champion, record), "held": len(held)}
     if seen is not None:
         counts["new"] = len(new | {*seen["rejected"], *seen["suspected"]})
         if night.gate.rejected == "hold" and too_many(night.gate, intake_of(seen)):
-            counts |= {"new": seen["new"], "put_off": seen["new"] - len(seen["rejected"])}
+            counts["new"] = seen["new"]
     return Decision(
         validated.category.dataset,
         validated.category.category,
@@ -129,6 +130,7 @@ def _told(
         drift=seen["drift"] if seen else [],
         looks=Looks(**seen["looks"]) if seen and seen["looks"] else None,
         held=held,
+        put_off=verdict.get("put_off", []),
     )
 
 
@@ -184,8 +186,12 @@ def _proven(
 
 def _kept(why: str, decision: Decision) -> str:
     """Why the champion is kept, and what is not learned for that reason."""
-    put_off = decision.counts.get("put_off", 0)
-    return f"{why}; {put_off} that came with them are not learned until a person decides" if put_off else why
+    if decision.put_off:
+        why += f"; {len(decision.put_off)} that came with them are not learned until a person has decided"
+    if any(one["changed"] for one in decision.drift) and decision.challenger != decision.champion:
+        label = f"{decision.name}@{decision.challenger}"
+        why += f"; if they look as they should from now on, `al models promote {label} --why ...` puts it into use"
+    return why
 
 
 def _promise(record: RunRecord) -> Promise:

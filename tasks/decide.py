@@ -58,6 +58,11 @@ class Intake:
     """New ones, judged by the champion; where there is none, by the last version."""
     rejected: int = 0
     """Of these."""
+    fresh: int = 0
+    """Of the new ones, those that no earlier night has seen."""
+    fresh_rejected: int = 0
+    many: int = 0
+    """Images that wait for a person since a night on which too many were rejected."""
     promise: Promise | None = None
     """Of that version; None: there is none."""
     drift: Sequence[Change] = ()
@@ -112,8 +117,12 @@ def new_images(gate: Gate, intake: Intake) -> Check:
         most = f"{intake.rate:.1%} may be rejected"
         said.append(f"{intake.suspected} of {intake.compared} images look like defects beside the others, {most}")
     if intake.n and intake.promise is not None:
-        promised = f"{intake.promise.rate:.1%} promised (p = {_p_value(intake, intake.promise):.2g})"
+        promised = f"{intake.promise.rate:.1%} promised (p = {_p_value(intake.rejected, intake.n, intake.promise):.2g})"
         said.append(f"{intake.rejected} of {intake.n} new images rejected, {promised}")
+        if 0 < intake.fresh < intake.n:
+            p_value = _p_value(intake.fresh_rejected, intake.fresh, intake.promise)
+            said.append(f"{intake.fresh_rejected} of the {intake.fresh} that came last (p = {p_value:.2g})")
+    said += [f"{intake.many} wait for a person since too many were rejected at once"] if intake.many else []
     said += [f"drift of {', '.join(drifted)}"] if drifted else []
     # To compare images with each other has no law of chance, so there the promised share is the most.
     doubtful = intake.suspected > intake.rate * intake.compared or too_many(gate, intake) or bool(drifted)
@@ -121,14 +130,18 @@ def new_images(gate: Gate, intake: Intake) -> Check:
 
 
 def too_many(gate: Gate, intake: Intake) -> bool:
-    """Whether more new images are rejected than chance lets the threshold's promise produce."""
-    return intake.promise is not None and _p_value(intake, intake.promise) <= gate.alpha
+    """Whether more new images are rejected than chance lets the threshold's promise produce: of all, of those that came
+    last, or on an earlier night about which a person has not decided yet."""
+    if intake.many or intake.promise is None:
+        return bool(intake.many)
+    sides = ((intake.rejected, intake.n), (intake.fresh_rejected, intake.fresh))
+    return any(_p_value(rejected, n, intake.promise) <= gate.alpha for rejected, n in sides)
 
 
-def _p_value(intake: Intake, promise: Promise) -> float:
+def _p_value(rejected: int, n: int, promise: Promise) -> float:
     """Chance of so many rejects or more among good images: the upper tail of the binomial law, over how far a threshold
     of so few held-out images may be off."""
-    return rejected_p_value(intake.rejected, intake.n, promise.held_out, promise.rate)
+    return rejected_p_value(rejected, n, promise.held_out, promise.rate)
 
 
 def false_rejects(gate: Gate, promise: Promise) -> Check:
