@@ -83,21 +83,23 @@ def screen(cell: Cell, validated: Validated, features: str | None, policy: Polic
     that verdict is kept, when too few are.
     """
     store = Store(validated.category.store)
-    known = {image.id: image for image in read_held(store, validated.name)}
+    holds = gate.rejected == "hold"
+    # Where all is learned, a word that a person has given counts all the same.
+    known = {image.id: image for image in read_held(store, validated.name) if holds or image.state != "held"}
     samples = _good(validated)
     asked = _asked(store, validated.name, samples, known)
     key, put_off = None, set[str]()
     if asked.new or asked.compared:
         key = _key(cell, validated, policy, gate, asked)
         found = run_step(store, key, partial(_screen, store, cell, validated, features, policy, gate, asked))
-        if gate.rejected == "hold":
+        if holds:
             many = too_many(gate, intake_of(found.meta))
             known |= _hold(store, validated, samples, found, known, many)
             put_off = set(asked.new) if many else set()
-    reasons = _reasons(samples, known, put_off, gate)
+    reasons = _reasons(samples, known, put_off)
     screened = replace(validated, screened=key)
-    held = [one.id for one in samples if one.id in known and known[one.id].state == "held" and gate.rejected == "hold"]
-    told = {"held": sorted(set(held)), "put_off": sorted(one.key for one in samples if one.id in put_off - {*known})}
+    held = {one.id for one in samples if one.id in known and known[one.id].state == "held"}
+    told = {"held": sorted(held), "put_off": sorted(one.key for one in samples if one.id in put_off - {*known})}
     return _without(store, screened, reasons, told, policy) if reasons else screened
 
 
@@ -421,16 +423,14 @@ def _kept_picture(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _reasons(
-    samples: Iterable[Sample], known: Mapping[str, HeldImage], put_off: set[str], gate: Gate
-) -> dict[str, str]:
+def _reasons(samples: Iterable[Sample], known: Mapping[str, HeldImage], put_off: set[str]) -> dict[str, str]:
     """Why images are not learned tonight, by their keys."""
     reasons: dict[str, str] = {}
     for sample in samples:
         image = known.get(sample.id)
         if image is not None and image.state == "refused":
             reasons[sample.key] = f"refused by {image.said[-1].who}; `al nights release` takes that back"
-        elif image is not None and image.state == "held" and gate.rejected == "hold":
+        elif image is not None and image.state == "held":
             reasons[sample.key] = f"held: {image.why}; `al nights release` or `al nights refuse` says what it is"
         elif image is None and sample.id in put_off:
             reasons[sample.key] = "put off: too many images that came with it are held; say what those are"
