@@ -21,7 +21,7 @@ nights_app = typer.Typer(
 
 ImagesArgument = Annotated[
     list[str],
-    typer.Argument(metavar="IMAGE...", help="As the page names it: a path, its end, or the start of the content name."),
+    typer.Argument(metavar="IMAGE...", help="As the page names it: a path or its end; '*.png': all that are left."),
 ]
 ModelOption = Annotated[str | None, typer.Option(help="Only of this model, such as mvtec_ad/grid.")]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from storage.errors import Damaged, StorageError
@@ -38,7 +39,7 @@ class Said:
 
 @dataclass(frozen=True)
 class HeldImage:
-    """An image that was delivered as good and rejected."""
+    """An image that was delivered as good, and rejected or in doubtful company."""
 
     model: str
     """`data set/category`."""
@@ -56,7 +57,8 @@ class HeldImage:
     version: int | None = None
     """That rejected it; None: it was compared with the other images, in robust deviations."""
     many: bool = False
-    """Whether more images were rejected with it than chance lets a threshold's promise produce."""
+    """Whether it came with more rejected images than chance lets a threshold's promise produce: then all that came are
+    held, also those that are not rejected."""
     said: list[Said] = field(default_factory=list)
     """The last counts."""
 
@@ -72,7 +74,10 @@ class HeldImage:
             return (
                 f"{self.score:.1f} robust deviations more unlike the others than usual, up to {self.limit:g} expected"
             )
-        return f"score {self.score:.4g}, above the threshold {self.limit:.4g} of version {self.version}"
+        threshold = f"the threshold {self.limit:.4g} of version {self.version}"
+        if self.score > self.limit:
+            return f"score {self.score:.4g}, above {threshold}"
+        return f"score {self.score:.4g}, not above {threshold}, but it came with too many that are"
 
 
 def write_held(store: Store, image: HeldImage, picture: bytes | None = None) -> None:
@@ -122,11 +127,23 @@ def say(store: Store, images: Iterable[HeldImage], word: Word, who: str) -> list
 
 
 def meant(images: Sequence[HeldImage], names: Sequence[str]) -> list[HeldImage]:
-    """The image that each name means: a file's name, a path or its end, or the beginning of a content name.
+    """The image that each name means: a file's name, a path or its end, or the beginning of a content name; a pattern
+    (`*.png`) means all that match it of those that nobody has decided about.
 
     Raises NotHeld for a name that means none, images of two models, or several of one.
     """
-    return list({(one.model, one.id): one for name in names for one in [_the_one(images, name)]}.values())
+    found = [one for name in names for one in (_matching(images, name) if "*" in name else [_the_one(images, name)])]
+    return list({(one.model, one.id): one for one in found}.values())
+
+
+def _matching(images: Sequence[HeldImage], pattern: str) -> list[HeldImage]:
+    found = [one for one in images if one.state == "held" and fnmatchcase(f"/{one.path}", f"*/{pattern}")]
+    models = sorted({one.model for one in found})
+    if len(models) > 1:
+        raise NotHeld(f"images of {' and '.join(models)} match {pattern!r}; say which with --model {models[0]}")
+    if not found:
+        raise NotHeld(f"no held image matches {pattern!r}; {_listed(images)}")
+    return found
 
 
 def _the_one(images: Sequence[HeldImage], name: str) -> HeldImage:

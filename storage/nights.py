@@ -77,8 +77,6 @@ class Decision:
     """None where there were no new images, or nothing to compare them with."""
     held: dict[str, str] = field(default_factory=dict)
     """New images that wait for a person's word (`storage.held`), by content name: their paths."""
-    put_off: list[str] = field(default_factory=list)
-    """Paths of those that came with too many of these, and are not learned until then."""
     seconds: float = 0.0
     """From the night's beginning to the decision, by the clock."""
 
@@ -103,7 +101,7 @@ class Decision:
             return []
         paths = sorted(self.held.values())
         more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-        images = "1 rejected image is" if len(paths) == 1 else f"{len(paths)} rejected images are"
+        images = "1 new image is" if len(paths) == 1 else f"{len(paths)} new images are"
         which = f"{', '.join(paths[:_NAMED])}{more}"
         return [f"held: {images} not learned; say what each is, `al nights release` or `al nights refuse`: {which}"]
 

@@ -20,7 +20,7 @@ from storage.records import RunRecord
 from storage.samples import fingerprint
 from storage.store import Artifact, Store
 from tasks.compute import detector_of
-from tasks.decide import Intake, Judgement, Promise, decide, new_images, too_many
+from tasks.decide import Intake, Judgement, Promise, decide, new_images
 from tasks.earlier import latest, remember
 from tasks.evaluate import judge, judging_code
 from tasks.evaluate.uncertainty import read_replicates
@@ -113,9 +113,7 @@ def _told(
     new = _new_images(champion, challenger)
     counts = {"new": len(new), "newly_set_aside": _newly_set_aside(champion, record), "held": len(held)}
     if seen is not None:
-        counts["new"] = len(new | {*seen["rejected"], *seen["suspected"]})
-        if night.gate.rejected == "hold" and too_many(night.gate, intake_of(seen)):
-            counts["new"] = seen["new"]
+        counts["new"] = len(new | {*seen["scores"], *seen["suspected"]})
     return Decision(
         validated.category.dataset,
         validated.category.category,
@@ -130,7 +128,6 @@ def _told(
         drift=seen["drift"] if seen else [],
         looks=Looks(**seen["looks"]) if seen and seen["looks"] else None,
         held=held,
-        put_off=verdict.get("put_off", []),
     )
 
 
@@ -186,8 +183,6 @@ def _proven(
 
 def _kept(why: str, decision: Decision) -> str:
     """Why the champion is kept, and what is not learned for that reason."""
-    if decision.put_off:
-        why += f"; {len(decision.put_off)} that came with them are not learned until a person has decided"
     if any(one["changed"] for one in decision.drift) and decision.challenger != decision.champion:
         label = f"{decision.name}@{decision.challenger}"
         why += f"; if they look as they should from now on, `al models promote {label} --why ...` puts it into use"

@@ -125,16 +125,21 @@ def new_images(gate: Gate, intake: Intake) -> Check:
     said += [f"{intake.many} wait for a person since too many were rejected at once"] if intake.many else []
     said += [f"drift of {', '.join(drifted)}"] if drifted else []
     # To compare images with each other has no law of chance, so there the promised share is the most.
-    doubtful = intake.suspected > intake.rate * intake.compared or too_many(gate, intake) or bool(drifted)
-    return Check("new images", not doubtful, "; ".join(said) or "there are none that nobody has judged yet")
+    fails = intake.suspected > intake.rate * intake.compared or too_many(gate, intake) or bool(drifted)
+    return Check("new images", not fails, "; ".join(said) or "there are none that nobody has judged yet")
 
 
 def too_many(gate: Gate, intake: Intake) -> bool:
-    """Whether more new images are rejected than chance lets the threshold's promise produce: of all, of those that came
-    last, or on an earlier night about which a person has not decided yet."""
-    if intake.many or intake.promise is None:
-        return bool(intake.many)
-    sides = ((intake.rejected, intake.n), (intake.fresh_rejected, intake.fresh))
+    """Whether more new images are rejected than chance lets the threshold's promise produce: tonight, or on an earlier
+    night about which a person has not decided yet."""
+    return bool(intake.many) or doubtful(gate, intake)
+
+
+def doubtful(gate: Gate, intake: Intake) -> bool:
+    """Whether that is so of the images that came last, or of all new ones where it was not so before."""
+    if intake.promise is None:
+        return False
+    sides = [(intake.fresh_rejected, intake.fresh)] + [(intake.rejected, intake.n)] * (not intake.many)
     return any(_p_value(rejected, n, intake.promise) <= gate.alpha for rejected, n in sides)
 
 

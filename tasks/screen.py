@@ -34,7 +34,7 @@ from storage.nights import Looks
 from storage.samples import Sample, content_hash
 from storage.store import Artifact, Draft, Store
 from tasks.compute import inputs_of, runtime_of
-from tasks.decide import Intake, Promise, too_many
+from tasks.decide import Intake, Promise, doubtful
 from tasks.extract import extract
 from tasks.fit import source_for
 from tasks.gate import Gate
@@ -76,11 +76,11 @@ are beyond 4, and 4 % beyond 5 without logarithms)."""
     retry_condition_fn=retry_passing,
 )
 def screen(cell: Cell, validated: Validated, features: str | None, policy: Policy, gate: Gate) -> Validated:
-    """What may be learned tonight: the images without those that are held, refused or put off.
+    """What may be learned tonight: the images without those that are held or refused.
 
-    `features`: key of the cell's features. Put off is the rest of a delivery of which too many images are held, until a
-    person has said what these are. The features stay good for the images that are left. Raises CategoryStopped, after
-    that verdict is kept, when too few are.
+    `features`: key of the cell's features, which stay good for the images that are left. Of a delivery with too many
+    rejected images all are held: a model that lets most defects through no gate lets some through. Raises
+    CategoryStopped, after that verdict is kept, when too few are left.
     """
     store = Store(validated.category.store)
     holds = gate.rejected == "hold"
@@ -88,19 +88,16 @@ def screen(cell: Cell, validated: Validated, features: str | None, policy: Polic
     known = {image.id: image for image in read_held(store, validated.name) if holds or image.state != "held"}
     samples = _good(validated)
     asked = _asked(store, validated.name, samples, known)
-    key, put_off = None, set[str]()
+    key = None
     if asked.new or asked.compared:
         key = _key(cell, validated, policy, gate, asked)
         found = run_step(store, key, partial(_screen, store, cell, validated, features, policy, gate, asked))
         if holds:
-            many = too_many(gate, intake_of(found.meta))
-            known |= _hold(store, validated, samples, found, known, many)
-            put_off = set(asked.new) if many else set()
-    reasons = _reasons(samples, known, put_off)
+            known |= _hold(store, validated, samples, found, known, doubtful(gate, intake_of(found.meta)))
+    reasons = _reasons(samples, known)
     screened = replace(validated, screened=key)
     held = {one.id for one in samples if one.id in known and known[one.id].state == "held"}
-    told = {"held": sorted(held), "put_off": sorted(one.key for one in samples if one.id in put_off - {*known})}
-    return _without(store, screened, reasons, told, policy) if reasons else screened
+    return _without(store, screened, reasons, sorted(held), policy) if reasons else screened
 
 
 def intake_of(meta: Mapping[str, Any]) -> Intake:
@@ -192,7 +189,7 @@ def _screen(
     asked: _Asked,
     draft: Draft,
 ) -> dict[str, Any]:
-    judged = {"new": 0, "rejected": {}, "promise": None, "looks": None, "drift": []}
+    judged = {"new": 0, "rejected": {}, "scores": {}, "promise": None, "looks": None, "drift": []}
     if asked.version is not None and asked.new:
         judged = _judged(store, cell, validated, features, gate, asked, draft)
     suspected = _suspected(store, cell, validated, features, policy, asked, draft) if asked.compared else {}
@@ -231,8 +228,7 @@ def _judged(
         maps: dict[str, np.ndarray] = {}
         for part in loaded.detector.predict_batches(source, runtime_of(cell)):
             scores += part.scores.tolist()
-            far = np.flatnonzero(part.scores > limit)[: _PICTURES - len(maps)]
-            maps |= {part.ids[i]: part.maps[i] for i in far}
+            maps |= dict(zip(part.ids[: _PICTURES - len(maps)], part.maps.astype(np.float16), strict=False))
         return np.asarray(scores, np.float64), maps
 
     scores, maps = in_memory(look, 16)
@@ -241,6 +237,7 @@ def _judged(
     return {
         "new": len(ids),
         "rejected": rejected,
+        "scores": dict(zip(ids, scores.tolist(), strict=True)),
         "promise": asdict(promise),
         **_looks(store, loaded, validated, features, gate, asked, scores, len(rejected)),
     }
@@ -398,12 +395,13 @@ def _hold(
 ) -> dict[str, HeldImage]:
     """Ask a person about each image that was rejected or suspected and that nobody was asked about: those images.
 
-    `many`: more were rejected than chance lets through.
+    `many`: more were rejected than chance lets through; then about all that were judged.
     """
     meta = seen.meta
     by_id = {sample.id: sample for sample in reversed(samples)}
     threshold = (meta["promise"] or {}).get("threshold")
-    found = {name: (score, threshold, meta["version"]) for name, score in meta["rejected"].items()}
+    asked = meta["scores"] if many else meta["rejected"]
+    found = {name: (score, threshold, meta["version"]) for name, score in asked.items()}
     # An image that is both goes by its score, which the version can be asked for again.
     found = {name: (value, meta["limit"], None) for name, value in meta["suspected"].items()} | found
     now, held = datetime.now(UTC).isoformat(timespec="seconds"), dict[str, HeldImage]()
@@ -423,7 +421,7 @@ def _kept_picture(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _reasons(samples: Iterable[Sample], known: Mapping[str, HeldImage], put_off: set[str]) -> dict[str, str]:
+def _reasons(samples: Iterable[Sample], known: Mapping[str, HeldImage]) -> dict[str, str]:
     """Why images are not learned tonight, by their keys."""
     reasons: dict[str, str] = {}
     for sample in samples:
@@ -432,13 +430,11 @@ def _reasons(samples: Iterable[Sample], known: Mapping[str, HeldImage], put_off:
             reasons[sample.key] = f"refused by {image.said[-1].who}; `al nights release` takes that back"
         elif image is not None and image.state == "held":
             reasons[sample.key] = f"held: {image.why}; `al nights release` or `al nights refuse` says what it is"
-        elif image is None and sample.id in put_off:
-            reasons[sample.key] = "put off: too many images that came with it are held; say what those are"
     return reasons
 
 
 def _without(
-    store: Store, validated: Validated, reasons: Mapping[str, str], told: Mapping[str, Sequence[str]], policy: Policy
+    store: Store, validated: Validated, reasons: Mapping[str, str], held: Sequence[str], policy: Policy
 ) -> Validated:
     key = step_key(
         "verdicts",
@@ -451,7 +447,7 @@ def _without(
     )
 
     def work(draft: Draft) -> dict[str, Any]:
-        return without(store, validated, RULE, reasons, policy, draft) | dict(told)
+        return without(store, validated, RULE, reasons, policy, draft) | {"held": list(held)}
 
     verdict = run_step(store, key, work).meta
     if verdict["stop"] is not None:
