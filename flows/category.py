@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from prefect.futures import PrefectFuture
 
-from al_models.registry import create
 from al_models.types import FeatureSpec
 from flows.runfile import DataSource, IngestRun, RunFile, twice
 from flows.runners import in_processes
@@ -22,7 +21,7 @@ from tasks.ingest import Ingested, ingest
 from tasks.parts import Part, parts_of
 from tasks.prepare import prepare
 from tasks.report.data import Judged
-from tasks.suspect import suspect
+from tasks.suspect import shared_spec, suspect
 from tasks.validate import validate, verdict_key
 
 Steps = dict[str, PrefectFuture[Any]]
@@ -52,13 +51,6 @@ def all_listed(
                 raise DatasetError(twice(name, roots[name], source.root))
             roots[name] = source.root
         yield source, found
-
-
-def shared_spec(image_size: int) -> FeatureSpec:
-    """The features that most methods share, which suspects are looked for in."""
-    spec = create("padim", image_size=image_size).feature_spec()
-    assert spec is not None
-    return spec
 
 
 @dataclass

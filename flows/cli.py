@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from flows.models_cli import models_app
+from flows.nights_cli import nights_app
 from flows.predict_cli import predict
 from flows.terminal import StoreOption, check_writable, console, errors, opened, percent, run_flow, writing
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 datasets_app = typer.Typer(add_completion=False)
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(models_app, name="models")
+app.add_typer(nights_app, name="nights")
 app.command()(predict)
 
 _SHOWN = ("image_auroc", "pixel_auroc", "pro", "iou_max")
@@ -210,7 +212,7 @@ def nightly(
     runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
     rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
 ) -> None:
-    """Refit each model on what is new, prove it against the one in use, and promote it or not."""
+    """Refit each model on what is new and not rejected, prove it against the one in use, and promote it or not."""
     from flows.runfile import NightlyRun, read_run_file
 
     given = {"store": store, "report": report, "device": device, "runner": runner, "rehash": rehash}
@@ -224,6 +226,8 @@ def nightly(
         console.print(f"{decision.name}: {decision.outcome}, {decision.why}", soft_wrap=True, highlight=False)
         for told in decision.alarms:
             errors.print("[yellow]look at it:[/yellow]", escape(told), soft_wrap=True, highlight=False)
+        for asked in decision.asks:
+            errors.print("[yellow]decide:[/yellow]", escape(asked), soft_wrap=True, highlight=False)
     console.print(f"page: {outcome.report}", soft_wrap=True, highlight=False)
     if failed:
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from flows.terminal import StoreOption, console, opened, percent
+from flows.terminal import StoreOption, console, opened, percent, who
 
 if TYPE_CHECKING:
     from storage.models import Registry
@@ -93,7 +92,7 @@ def register_model(
         chosen = _the_one(list(read_records(registry.store)), name, method, record)
         from tasks.register import register
 
-        _print(f"{register.fn(registry.store.url, chosen.key(), _who(), why)} is kept; see `al models list`")
+        _print(f"{register.fn(registry.store.url, chosen.key(), who(), why)} is kept; see `al models list`")
 
 
 @models_app.command("promote")
@@ -105,7 +104,7 @@ def promote_model(
     """Put a version into use: it becomes the champion, and the champion the previous version, in one write."""
     with _changed(store) as registry:
         version = registry.resolve(name)
-        _print(f"{version.name}: {_said(registry.promote(version, who=_who(), why=why).points)}")
+        _print(f"{version.name}: {_said(registry.promote(version, who=who(), why=why).points)}")
 
 
 @models_app.command("rollback")
@@ -116,7 +115,7 @@ def roll_back_model(
 ) -> None:
     """Put the previous version into use again; a second rollback takes the first back."""
     with _changed(store) as registry:
-        _print(f"{name}: {_said(registry.rollback(name, who=_who(), why=why).points)}")
+        _print(f"{name}: {_said(registry.rollback(name, who=who(), why=why).points)}")
 
 
 @models_app.command("export")
@@ -221,14 +220,6 @@ def _the_one(records: Sequence[RunRecord], name: str | None, method: str | None,
 
 def _said(points: dict[str, int]) -> str:
     return ", ".join(f"{alias} {number}" for alias, number in sorted(points.items())) or "no alias"
-
-
-def _who() -> str:
-    """Who gives the command, for the history."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "unknown"
 
 
 def _print(text: str) -> None:

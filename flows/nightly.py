@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from flows.runfile import NightlyRun
 from flows.runners import ThreadsRunner, on_asked_runner
 from flows.sweep import Sweep
 from flows.watch import Watch
+from storage.held import read_held
 from storage.models import Registry
 from storage.nights import Decision, write_decision
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.challenge import Night, challenge
-from tasks.compute import inputs_of
 from tasks.hold_out import FOLDER
 from tasks.report.nights import nights_report
 
@@ -55,11 +55,12 @@ def nightly(run: NightlyRun) -> State[Outcome]:
         left = "another night is at work on one of these models"
         return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
     decisions, page = night
-    alarms = {decision.name: decision.alarms for decision in decisions if decision.alarms}
-    for name, told in alarms.items():
-        alert(name, told, page)
+    told = {decision.name: decision.alarms + decision.asks for decision in decisions}
+    told = {name: what for name, what in told.items() if what}
+    for name, what in told.items():
+        alert(name, what, page)
     promoted = sum(decision.outcome == "promoted" for decision in decisions)
-    message = f"{promoted} of {len(decisions)} models promoted, {len(alarms)} to be looked at; see {page}"
+    message = f"{promoted} of {len(decisions)} models promoted, {len(told)} to be looked at; see {page}"
     failed = any(decision.outcome == "failed" for decision in decisions)
     return _ended(failed, Outcome(page, decisions), message)
 
@@ -97,8 +98,7 @@ def _start(night: Night, sweep: Sweep, record: RunRecord) -> PrefectFuture[Decis
     """The proof of a cell that came through."""
     shared = next(one for one in sweep.categories if one.category.name == f"{record.dataset}/{record.category}")
     (cell,) = sweep.run.cells(record.dataset, record.category)
-    size, spec = inputs_of(cell)
-    return challenge.submit(night, cell, shared.inputs(size, spec)["validate"], record)
+    return challenge.submit(night, cell, sweep.inputs(cell, shared)["validate"], record)
 
 
 def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture[Decision] | None) -> Decision:
@@ -108,8 +108,10 @@ def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture
         return future.result()
     why = record.reason if failure is None else f"{failure[0]}: {failure[1]}"
     champion = Registry(store).aliases(f"{record.dataset}/{record.category}").points.get("champion")
-    stopped = (why or "").split(":")[0] in ("ingest", "verdict", "validate", "suspect")
+    stopped = (why or "").split(":")[0] in ("ingest", "verdict", "validate", "suspect", "screen")
     outcome = "stopped" if stopped else "failed"
     decision = Decision(record.dataset, record.category, began, outcome, why or "no reason is known", champion)
+    held = {one.id: one.path for one in read_held(store, decision.name) if one.state == "held"}
+    decision = replace(decision, held=held)
     write_decision(store, decision)
     return decision

@@ -130,6 +130,10 @@ class RunFile(Run):
     def _one_or_several(cls, search: Any) -> Any:
         return [search] if isinstance(search, dict | SearchRun) else search
 
+    def screens(self) -> Gate | None:
+        """The gate that new images pass before anything learns from them; a benchmark learns from all."""
+        return None
+
     def asked_methods(self) -> list[MethodRun]:
         """The methods to run, all of the registry when none is named."""
         return self.methods or [MethodRun(name=name) for name in METHODS]
@@ -175,10 +179,15 @@ class RunFile(Run):
 
 
 class _Night(RunFile):
-    """A benchmark whose models go on from those of the night before."""
+    """A benchmark whose new images are screened, and whose models go on from those of the night before."""
+
+    gate: Gate
 
     def cells(self, dataset: str, category: str) -> list[Cell]:
         return [replace(cell, update=True) for cell in super().cells(dataset, category)]
+
+    def screens(self) -> Gate | None:
+        return self.gate
 
 
 class NightlyRun(Run):
@@ -198,7 +207,8 @@ class NightlyRun(Run):
     def as_benchmark(self) -> RunFile:
         """The same steps as any benchmark's, so that a night and a benchmark share what they compute."""
         values = {name: getattr(self, name) for name in Run.model_fields}
-        return _Night(**values, methods=[self.method], seeds=[self.seed], false_reject_rate=self.false_reject_rate)
+        of_night = {"methods": [self.method], "seeds": [self.seed], "gate": self.gate}
+        return _Night(**values, **of_night, false_reject_rate=self.false_reject_rate)
 
     def check(self) -> NightlyRun:
         """The same, once the method, every data set and option in it exists. Raises an error with the nearest names."""

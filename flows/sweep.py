@@ -28,6 +28,7 @@ from tasks.failure import record_failure
 from tasks.fit import fit
 from tasks.handles import Cell
 from tasks.predict import predict, predict_part
+from tasks.screen import screen
 from tasks.steps import only_looking
 
 logger = logging.getLogger(__name__)
@@ -134,18 +135,34 @@ class Sweep:
             with only_looking():
                 validated = shared.looked_at(size)
                 features = None if spec is None else extract.fn(validated, spec, self.run.device)
+                gate = self.run.screens()
+                if gate is not None:
+                    validated = screen.fn(cell, validated, features, self.run.validation, gate)
                 model = fit.fn(cell, validated, features)
                 calibration = calibrate.fn(cell, validated, features, model)
                 maps = predict.fn(cell, validated, features, model)
                 record = evaluate.fn(cell, validated, features, model, calibration, maps)
         except Exception:  # whatever is wrong with it, its steps will meet and name
             return None
-        shared.inputs(size, spec)
+        self.inputs(cell, shared)
         shared.to_show()
         return record
 
+    def inputs(self, cell: Cell, shared: CategorySteps) -> Steps:
+        """The steps that a cell begins with; a night's new images are screened first."""
+        steps, gate = shared.inputs(*inputs_of(cell)), self.run.screens()
+        if gate is None:
+            return steps
+        judged = steps.pop("validate")
+        if ("screen", cell.id) not in shared.submitted:
+            screened = screen.submit(cell, judged, steps.get("extract"), self.run.validation, gate)
+            shared.submitted["screen", cell.id] = screened
+        # As for suspects: where the verdict before stops the category, it says why.
+        steps = {"prepare": steps["prepare"], "verdict": judged, **steps}
+        return steps | dict.fromkeys(("screen", "validate"), shared.submitted["screen", cell.id])
+
     def _start(self, cell: Cell, shared: CategorySteps) -> Steps:
-        steps = shared.inputs(*inputs_of(cell))
+        steps = self.inputs(cell, shared)
         validated, features = steps["validate"], steps.get("extract")
         model = fit.submit(cell, validated, features)
         at, split = (cell, validated, features, model), shared.parts("test")

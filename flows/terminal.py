@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -93,6 +94,14 @@ def run_flow(
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome, state.is_failed()
+
+
+def who() -> str:
+    """Who gives the command, for the history."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def percent(fraction: float | None) -> str:

@@ -176,8 +176,9 @@ class Watch:
                 "outcome": decision.outcome,
                 "in use": "none" if decision.champion is None else decision.champion,
                 "alarms": len(decision.alarms),
+                "held": len(decision.held),
                 "why": decision.why,
-                "look at": "; ".join(decision.alarms),
+                "look at": "; ".join(decision.alarms + decision.asks),
             }
             for decision in decisions
         ]

@@ -13,6 +13,8 @@ Outcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
 """The challenger is champion; the gate kept the champion; nothing was new; the data may not be learned from; a step
 failed."""
 _ROOT = "nights"
+_NAMED = 30
+"""Images that a sentence names, at most; the page shows more."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Decision:
     """Of the version in use from then on; fractions in 0..1."""
     counts: dict[str, int] = field(default_factory=dict)
     """Images by use; `new`: good training images that the champion had not seen; `newly_set_aside`: images that
-    validation rejects, beyond as many as when the champion was made."""
+    validation rejects, beyond as many as when the champion was made; `held`: images that wait for a person's word."""
     aside: dict[str, int] = field(default_factory=dict)
     """Validation rule -> images that it sets aside, those of earlier nights included."""
     drift: list[dict[str, Any]] = field(default_factory=list)
@@ -75,6 +77,8 @@ class Decision:
     """None where there were no new images, or nothing to compare them with."""
     range: str = ""
     """What is to be said where the good images' values have another range than the champion's."""
+    held: dict[str, str] = field(default_factory=dict)
+    """New images that wait for a person's word (`storage.held`), by content name: their paths."""
     seconds: float = 0.0
     """From the night's beginning to the decision, by the clock."""
 
@@ -92,6 +96,17 @@ class Decision:
             rules = ", ".join(f"{rule} {images}" for rule, images in self.aside.items())
             told.append(f"set aside: {self.counts['newly_set_aside']} more images than before (in all: {rules})")
         return told + [f"drift: {one['statistic']} {_drifted(one)}" for one in self.drift if one["changed"]]
+
+    @property
+    def asks(self) -> list[str]:
+        """What a person is to decide; the same every morning until it is decided."""
+        if not self.held:
+            return []
+        paths = sorted(self.held.values())
+        more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+        images = "1 new image is" if len(paths) == 1 else f"{len(paths)} new images are"
+        which = f"{', '.join(paths[:_NAMED])}{more}"
+        return [f"held: {images} not learned; say what each is, `al nights release` or `al nights refuse`: {which}"]
 
 
 def _drifted(change: dict[str, Any]) -> str:

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from al_models.calibration import rejected_p_value
-from al_models.drift import FEWEST, Change, changes
-from al_models.metrics import Replicates, compare
-from al_models.parts.images import WHOLE
+from storage.held import read_held
 from storage.models import Registry
 from storage.models.versions import ModelVersion
 from storage.nights import Check, Decision, Looks, write_decision
 from storage.records import RunRecord
 from storage.samples import fingerprint
 from storage.store import Artifact, Store
-from tasks.compute import detector_of, inputs_of, runtime_of
+from tasks.compute import detector_of
+from tasks.decide import Intake, Judgement, Promise, decide, new_images
 from tasks.earlier import latest, remember
 from tasks.evaluate import judge, judging_code
 from tasks.evaluate.uncertainty import read_replicates
-from tasks.extract import extract
-from tasks.fit import load_model, method_code, series_read, source_for
+from tasks.fit import method_code, series_read
 from tasks.gate import METRICS, Gate
 from tasks.handles import Cell, Validated
 from tasks.hold_out import RULES, put, split_of_held_out
 from tasks.ingest import ingest
+from tasks.judge import Judge
+from tasks.pace import paces
 from tasks.policy import Policy
 from tasks.predict import predict
-from tasks.prepare import prepare, white_of
-from tasks.reference import statistics_of
-from tasks.register import LoadedVersion, load_version, register
-from tasks.report.tables import METRICS as NAMES
+from tasks.prepare import prepare
+from tasks.register import load_version, register
+from tasks.screen import RULE, cell_of, intake_of, seen_by
 from tasks.steps import step_key
-from tasks.stored import accepted_samples
+from tasks.stored import StoredSource, accepted_samples
 from tasks.validate import findings, validate
 
-_A_SECOND = 1.0
-_MIB = 256.0
-"""Differences that are the machine's, not the model's."""
+_MEASURED = 8
+"""Images whose prediction by champion and challenger is timed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class Night:
 def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord) -> Decision:
     """Register the cell's model, prove it against the champion, and promote it or not; the decision is kept.
 
-    Not retried: what it has decided once stands. Raises Conflict when another process switches the aliases meanwhile.
+    `validated`: the images as they were screened. Not retried: what it has decided once stands. Raises Conflict when
+    another process switches the aliases meanwhile.
     """
     store = Store(validated.category.store)
     registry = Registry(store)
@@ -72,33 +72,20 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
         refused = Decision(cell.dataset, cell.category, night.began, "stopped", why, stands)
         write_decision(store, refused)
         return refused
-    label = register.fn(store.url, record.key(), "nightly", f"the night of {night.began}")
-    challenger, aliases = registry.resolve(label), registry.aliases(validated.name)
+    challenger = _version_of(registry, night, record)
+    aliases = registry.aliases(validated.name)
     number = aliases.points.get("champion")
-    in_use = None if number is None else load_version(store, f"{validated.name}@{number}")
-    champion = None if in_use is None else in_use.version
-    new = sorted(_new_images(champion, challenger))
-    looks, drift = (None, []) if in_use is None else _looked_at(night, cell, validated, record, in_use, new)
-    decision = Decision(
-        cell.dataset,
-        cell.category,
-        night.began,
-        "unchanged",
-        f"nothing has changed since version {challenger.number} was made",
-        champion=number,
-        challenger=challenger.number,
-        metrics=record.metrics,
-        counts=record.counts | {"new": len(new), "newly_set_aside": _newly_set_aside(champion, record)},
-        aside=_aside(store, record),
-        drift=[asdict(one) for one in drift],
-        looks=looks,
-        range=_another_range(champion, challenger),
-    )
+    champion = None if number is None else registry.get(validated.name, number)
+    seen = None if validated.screened is None else store.get(validated.screened).meta
+    decision = _told(night, validated, record, champion, challenger, seen)
+    intake = Intake() if seen is None else intake_of(seen)
     if number != challenger.number:
         was_champion = any(switch.points.get("champion") == challenger.number for switch in aliases.history)
-        decision = _proven(night, cell, validated, record, decision, champion, challenger, was_champion)
+        decision = _proven(night, cell, validated, record, decision, champion, challenger, was_champion, intake)
         if decision.outcome == "promoted":
             registry.promote(challenger, who="nightly", why=decision.why, revision=aliases.revision)
+    elif not (check := new_images(night.gate, intake)).passed:
+        decision = replace(decision, outcome="kept", why=_kept(check.said, decision), checks=[check])
     registry.collect(validated.name, night.keep)
     elapsed = datetime.now(UTC) - datetime.fromisoformat(night.began)
     decision = replace(decision, seconds=round(elapsed.total_seconds(), 3))
@@ -131,6 +118,51 @@ def _another_range(champion: ModelVersion | None, challenger: ModelVersion) -> s
     return f"tonight's good images have the range of values {now}, and version {champion.number} has {before}"
 
 
+def _version_of(registry: Registry, night: Night, record: RunRecord) -> ModelVersion:
+    """The version of the night's model: one that is kept already where nothing else was learned or held out."""
+    outputs = {step: record.keys[step] for step in ("model", "calibration")}
+    for version in reversed(registry.versions(f"{record.dataset}/{record.category}")):
+        if outputs.items() <= version.lineage.outputs.items():
+            return version
+    label = register.fn(registry.store.url, record.key(), "nightly", f"the night of {night.began}")
+    return registry.resolve(label)
+
+
+def _told(
+    night: Night,
+    validated: Validated,
+    record: RunRecord,
+    champion: ModelVersion | None,
+    challenger: ModelVersion,
+    seen: dict[str, Any] | None,
+) -> Decision:
+    """What there is to tell before anything is proven. `seen`: of the new images when they were screened."""
+    store = Store(validated.category.store)
+    verdict = store.get(validated.verdict).meta
+    waits = set(verdict.get("held", []))
+    held = {one.id: one.path for one in read_held(store, validated.name) if one.id in waits and one.state == "held"}
+    new = _new_images(champion, challenger)
+    counts = {"new": len(new), "newly_set_aside": _newly_set_aside(champion, record), "held": len(held)}
+    if seen is not None:
+        counts["new"] = len(new | {*seen["scores"], *seen["suspected"]})
+    return Decision(
+        validated.category.dataset,
+        validated.category.category,
+        night.began,
+        "unchanged",
+        f"nothing has changed since version {challenger.number} was made",
+        champion=champion and champion.number,
+        challenger=challenger.number,
+        metrics=record.metrics,
+        counts=record.counts | counts,
+        aside=_aside(store, record),
+        drift=seen["drift"] if seen else [],
+        looks=Looks(**seen["looks"]) if seen and seen["looks"] else None,
+        held=held,
+        range=_another_range(champion, challenger),
+    )
+
+
 def _new_images(champion: ModelVersion | None, challenger: ModelVersion) -> set[str]:
     """Good images that the champion had nothing to do with."""
     now = {*challenger.lineage.fitted_on, *challenger.lineage.held_out}
@@ -145,54 +177,10 @@ def _newly_set_aside(champion: ModelVersion | None, record: RunRecord) -> int:
 def _aside(store: Store, record: RunRecord) -> dict[str, int]:
     """Images set aside by rule, the most first; those that the listing left out already count as `listing`."""
     found = findings(store, record.keys["verdict"])
-    rules = found[found["severity"] == "reject"].drop_duplicates("key")["rule"].value_counts()
+    found = found[(found["severity"] == "reject") & (found["rule"] != RULE)]  # those are told one by one
+    rules = found.drop_duplicates("key")["rule"].value_counts()
     listed = record.counts["set_aside"] - int(rules.sum())
     return {str(rule): int(n) for rule, n in rules.items()} | ({"listing": listed} if listed else {})
-
-
-def _looked_at(
-    night: Night, cell: Cell, validated: Validated, record: RunRecord, champion: LoadedVersion, new: list[str]
-) -> tuple[Looks | None, list[Change]]:
-    """The new good images against those that were held out for the champion: quartiles, and what has changed."""
-    version, rate, alpha = champion.version, champion.version.calibration.rate, night.gate.alpha
-    if not new:
-        return None, []
-    cell, validated, features = _seen_by(version, cell, validated, record)
-    store = Store(validated.category.store)
-    detector = load_model(store, version.key, cell)  # which the proof predicts with, too
-    source = source_for(detector, validated, features, new)
-    parts = detector.predict_batches(source, runtime_of(cell))
-    scores = np.concatenate([part.scores for part in parts]).astype(np.float64)
-    batch = statistics_of(champion.reference, store, validated.prepared.images, features, new, scores)
-    threshold, held_out = version.calibration.image, champion.reference.statistics
-    rejected = None if threshold is None else int((scores > threshold).sum())
-    looks = Looks(len(new), rejected or 0, rate, alpha, threshold, _quartiles(held_out), _quartiles(batch))
-    few = len(new) < FEWEST
-    return looks, [] if few else changes(held_out, batch, rejected=rejected, rate=rate, alpha=alpha)
-
-
-def _quartiles(statistics: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    return {name: np.quantile(values, [0.25, 0.5, 0.75]).tolist() for name, values in statistics.items()}
-
-
-def _seen_by(
-    version: ModelVersion, cell: Cell, validated: Validated, record: RunRecord
-) -> tuple[Cell, Validated, str | None]:
-    """A version's cell on these images, and what it reads of them: images of its size, the key of its features."""
-    tonight, cell = inputs_of(cell), _cell_of(version, cell)
-    size, spec = inputs_of(cell)
-    same = version.white == white_of(Store(validated.category.store), validated.prepared.images)
-    same = same or validated.category.category != version.category  # synthetic images have 8 bits a channel
-    if same and (size, spec) == tonight and validated.category.catalogue == record.keys["catalogue"]:
-        return cell, validated, record.keys.get("features")
-    if not same or size != validated.prepared.image_size:  # the verdict is about the files, whatever they become
-        white = None if same else version.white or WHOLE
-        validated = replace(validated, prepared=prepare.fn(validated.category, size, white))
-    return cell, validated, None if spec is None else extract.fn(validated, spec, cell.device)
-
-
-def _cell_of(version: ModelVersion, cell: Cell) -> Cell:
-    return replace(cell, method=version.method, params=version.params, seed=version.seed)
 
 
 def _proven(
@@ -204,73 +192,97 @@ def _proven(
     champion: ModelVersion | None,
     challenger: ModelVersion,
     was_champion: bool,
+    intake: Intake,
 ) -> Decision:
     """The decision once all checks are made."""
     series = _judgement(cell, validated, record.keys["model"])
     remember(Store(validated.category.store), series, record.keys["evaluation"])  # for the night that challenges it
-    checks = [_rejects(record, night.gate)]
     if was_champion:
         said = f"version {challenger.number} was in use before and is no more; only a person promotes it again"
         checks = [Check("not in use before", False, said)]
-    elif champion is not None:
-        checks = [*_against(night, cell, validated, record, champion, challenger), *checks]
+    elif champion is None:
+        checks = decide(night.gate, None, Judgement(_promise(record)), intake)
+    else:
+        checks = decide(night.gate, *_judgements(night, cell, validated, record, champion, challenger), intake)
     failed = [check.said for check in checks if not check.passed]
     if failed:
         in_use = {} if champion is None else champion.metrics
-        return replace(decision, outcome="kept", why="; ".join(failed), checks=checks, metrics=in_use)
+        why = _kept("; ".join(failed), decision)
+        return replace(decision, outcome="kept", why=why, checks=checks, metrics=in_use)
     why = "there was no champion" if champion is None else checks[0].said
     return replace(decision, outcome="promoted", why=why, checks=checks, champion=challenger.number)
 
 
-def _rejects(record: RunRecord, gate: Gate) -> Check:
-    """Whether the threshold rejects as many good test images as it promised, or fewer, within chance."""
+def _kept(why: str, decision: Decision) -> str:
+    """Why the champion is kept, and what is not learned for that reason."""
+    if any(one["changed"] for one in decision.drift) and decision.challenger != decision.champion:
+        label = f"{decision.name}@{decision.challenger}"
+        why += f"; if they look as they should from now on, `al models promote {label} --why ...` puts it into use"
+    return why
+
+
+def _promise(record: RunRecord) -> Promise:
+    """What the threshold of the night's model promises, and what it did to good test images."""
     asked, did = record.calibration["image"], record.calibration.get("realised", {})
     good = record.counts.get("test_good", 0)
-    if asked["value"] is None:
-        return Check("false rejects", False, f"there is no threshold: {asked.get('note')}")
-    if not good or "false_reject_rate" not in did:
-        return Check("false rejects", True, "no good test image could show more rejects than were promised")
-    rejected = round(did["false_reject_rate"] * good)
-    p_value = rejected_p_value(rejected, good, asked["n"], asked["rate"])
-    said = f"{rejected} of {good} good test images rejected, {asked['rate']:.1%} promised (p = {p_value:.2g})"
-    return Check("false rejects", p_value > gate.alpha, said)
+    known = good and "false_reject_rate" in did
+    rejected = round(did["false_reject_rate"] * good) if known else None
+    return Promise(asked["rate"], asked["n"], asked["value"], asked.get("note"), good, rejected)
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A model on the images that decide."""
-
-    replicates: Mapping[str, Replicates]
-    predicted: Artifact
-
-
-def _against(
+def _judgements(
     night: Night,
     cell: Cell,
     validated: Validated,
     record: RunRecord,
     champion: ModelVersion,
     challenger: ModelVersion,
-) -> list[Check]:
-    """The challenger against the champion on the same images: quality, seconds, memory."""
-    gate, asked = night.gate, METRICS if night.gate.metric is None else (night.gate.metric,)
-    store = Store(validated.category.store)
+) -> tuple[Judgement, Judgement]:
+    """Of the champion and of the challenger, on the same images."""
+    asked = METRICS if night.gate.metric is None else (night.gate.metric,)
+    store, features = Store(validated.category.store), record.keys.get("features")
+    pace = _paces(store, cell, validated, champion, challenger)
     if any(name in record.metrics for name in asked):
         where = "the labelled test set"
-        new = _Judged(read_replicates(store, record.keys["evaluation"]), store.get(record.keys["maps"]))
-        known = latest(store, _judgement(_cell_of(champion, cell), validated, champion.lineage.outputs["model"]))
+        new = read_replicates(store, record.keys["evaluation"]), store.get(record.keys["maps"])
+        known = latest(store, _judgement(cell_of(champion, cell), validated, champion.lineage.outputs["model"]))
     else:
         where = "synthetic defects in held-out images"
-        validated = _synthetic(night, cell, validated, challenger)
+        validated, features = _synthetic(night, cell, validated, challenger), None
         cell = replace(cell, dataset=validated.category.dataset, category=validated.category.category)
-        new, known = _judged(challenger, cell, validated, record), None
-    old = _judged(champion, cell, validated, record, known)
-    metric = next((name for name in asked if name in new.replicates and name in old.replicates), None)
-    if metric is None:
-        quality = Check("quality", False, f"none of {', '.join(asked)} can be had on {where}; name another metric")
-    else:
-        quality = _quality(metric, new.replicates[metric], old.replicates[metric], where)
-    return [quality, *_costs(new.predicted, old.predicted, gate)]
+        new, known = _judged(challenger, cell, validated, features, record, None), None
+    old = _judged(champion, cell, validated, features, record, known)
+    theirs, ours = (
+        Judgement(promise, where, found, len(maps.meta["ids"]), seconds, maps.meta["peak_memory_mb"])
+        for promise, (found, maps), seconds in (
+            (_of_version(champion), old, pace[0]),
+            (_promise(record), new, pace[1]),
+        )
+    )
+    return theirs, ours
+
+
+def _of_version(version: ModelVersion) -> Promise:
+    set_on = version.calibration
+    return Promise(set_on.rate, set_on.images, set_on.image, set_on.note)
+
+
+def _paces(
+    store: Store, cell: Cell, validated: Validated, champion: ModelVersion, challenger: ModelVersion
+) -> tuple[float, float]:
+    """Seconds of champion and challenger for a few of the same images, features included, as in use."""
+    ids = [sample.id for sample in accepted_samples(validated) if sample.split != "test"][:_MEASURED]
+
+    def call(version: ModelVersion) -> Callable[[], object]:
+        at_work = Judge(load_version(store, version.label), cell.device, len(ids))
+        seen = validated
+        if at_work.size != validated.prepared.image_size:
+            seen = replace(validated, prepared=prepare.fn(validated.category, at_work.size))
+        images = StoredSource(seen, ids, spec=None, features=None, images=True).read(range(len(ids))).images
+        assert images is not None
+        return partial(at_work.predict, tuple(ids), np.ascontiguousarray(images.numpy()))
+
+    return paces(call(champion), call(challenger))
 
 
 def _synthetic(night: Night, cell: Cell, validated: Validated, challenger: ModelVersion) -> Validated:
@@ -301,33 +313,17 @@ def _judgement(cell: Cell, validated: Validated, model: str) -> str:
 
 
 def _judged(
-    version: ModelVersion, cell: Cell, validated: Validated, record: RunRecord, known: Artifact | None = None
-) -> _Judged:
-    """The version's folder holds its state as a fit's does, so the steps take its key for a model's. It predicts anew
-    even where its judgement is `known`: seconds of another night say nothing of this one's."""
-    store, (cell, validated, features) = Store(validated.category.store), _seen_by(version, cell, validated, record)
+    version: ModelVersion,
+    cell: Cell,
+    validated: Validated,
+    features: str | None,
+    record: RunRecord,
+    known: Artifact | None,
+) -> tuple[Any, Artifact]:
+    """Replicates and maps. The version's folder holds its state as a fit's does, so the steps take its key for a
+    model's. It predicts anew even where its judgement is `known`: memory of another night says nothing of this."""
+    store = Store(validated.category.store)
+    cell, validated, features = seen_by(version, cell, validated, features)
     maps = predict.fn(cell, validated, features, version.key)
     found = known or judge(cell, validated, record.keys["calibration"], maps)
-    return _Judged(read_replicates(store, found.key), store.get(maps))
-
-
-def _quality(metric: str, new: Replicates, old: Replicates, where: str) -> Check:
-    found = compare(new, old)
-    said = f"{NAMES.get(metric, metric)} {100 * new.estimate:.2f} against {100 * old.estimate:.2f} % on {where}"
-    if found.low is None or found.high is None:
-        return Check("quality", found.difference >= 0, f"{said}, too few images for an interval")
-    said += f", difference {100 * found.difference:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-    return Check("quality", found.high >= 0, said)
-
-
-def _costs(new: Artifact, old: Artifact, gate: Gate) -> list[Check]:
-    """Prediction of as many images on this machine."""
-    checks = []
-    for name, field, unit, most, slack in (
-        ("seconds", "seconds", "s", gate.slower, _A_SECOND),
-        ("memory", "peak_memory_mb", "MiB", gate.larger, _MIB),
-    ):
-        ours, theirs = new.meta[field], old.meta[field]
-        said = f"{ours:.4g} {unit} for {len(new.meta['ids'])} images against {theirs:.4g} {unit}"
-        checks.append(Check(name, ours <= most * theirs + slack, f"{said}, {most:g} times as much is allowed"))
-    return checks
+    return read_replicates(store, found.key), store.get(maps)

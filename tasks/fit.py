@@ -60,12 +60,12 @@ def fit(cell: Cell, validated: Validated, features: str | None) -> str:
     """
     store = Store(validated.category.store)
     if not (cell.update and detector_of(cell).traits.incremental):
-        key = _key(cell, **_of_tonight(validated, features))
+        key = _key(cell, **_of_tonight(cell, validated))
         run_step(store, key, partial(_fit, store, cell, validated, features, None))
         return key
     series = _key(cell, reads=series_read(cell, validated))
     known = latest(store, series)
-    key, base = _goes_on_from(store, cell, validated, features, known)
+    key, base = _goes_on_from(store, cell, validated, known)
     run_step(store, key, partial(_fit, store, cell, validated, features, base))
     if known is None or known.key != key:
         remember(store, series, key)
@@ -89,8 +89,9 @@ def _key(cell: Cell, **of: Any) -> str:
     )
 
 
-def _of_tonight(validated: Validated, features: str | None) -> dict[str, str]:
-    return {"data": validated.fingerprint, "inputs": features or validated.prepared.images}
+def _of_tonight(cell: Cell, validated: Validated) -> dict[str, str]:
+    # Not the key of the features: it also names images that nothing learns from.
+    return {"data": validated.fingerprint, "inputs": series_read(cell, validated)}
 
 
 def series_read(cell: Cell, validated: Validated) -> str:
@@ -100,10 +101,10 @@ def series_read(cell: Cell, validated: Validated) -> str:
 
 
 def _goes_on_from(
-    store: Store, cell: Cell, validated: Validated, features: str | None, known: Artifact | None
+    store: Store, cell: Cell, validated: Validated, known: Artifact | None
 ) -> tuple[str, Artifact | None]:
     """Key of the fit, and the model it goes on from. `known`: the last of the series."""
-    tonight = _of_tonight(validated, features)
+    tonight = _of_tonight(cell, validated)
     whole = _key(cell, **tonight)
     if known is None:
         return whole, None

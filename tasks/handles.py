@@ -50,6 +50,8 @@ class Validated:
     """Content name of the accepted images: what later outputs are named by."""
     suspects: str | None = None
     """Key of what was seen of the training images when they were compared with each other; None: they were not."""
+    screened: str | None = None
+    """Key of what was seen of a night's new images before anything learned from them; None: there were none."""
 
     @property
     def category(self) -> Category:

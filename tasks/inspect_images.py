@@ -64,7 +64,7 @@ class Inspection:
         self.judge, self.journal = Judge(loaded, device, batch_size), Journal(self.out / JOURNAL)
         self.asked: set[bytes] = set()
         """The images of this run, judged now or before."""
-        self._store, self._known, self._scale = Store(str(self.out)), set[bytes](), _scale(loaded)
+        self._store, self._known, self._scale = Store(str(self.out)), set[bytes](), scale_of(loaded)
 
     def __enter__(self) -> Self:
         """Raises InUse when another process works in the folder, Damaged for a journal that is not one of ours."""
@@ -191,7 +191,7 @@ def _tiff(map: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _scale(loaded: LoadedVersion) -> Scale:
+def scale_of(loaded: LoadedVersion) -> Scale:
     """From the median of the held-out images' map values to as far beyond the threshold as that is beyond it."""
     shares = np.cumsum(loaded.pixels.shares)
     low, most = (float(just_below(np.searchsorted(shares, share * shares[-1]))) for share in (0.5, 1))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,8 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from al_models.parts.contamination import FEWEST, layer_to_compare, unlikeness
+from al_models.parts.contamination import FEWEST, Unlikeness, layer_to_compare, unlikeness
+from al_models.registry import create
 from al_models.types import FeatureSpec
 from storage.samples import Sample, fingerprint, to_parquet
 from storage.store import Draft, Store
@@ -38,6 +40,13 @@ COLUMNS = {
     "y": "float64",
 }
 """Of `suspects.parquet`."""
+
+
+def shared_spec(image_size: int) -> FeatureSpec:
+    """The features that most methods share, which suspects are looked for in."""
+    spec = create("padim", image_size=image_size).feature_spec()
+    assert spec is not None
+    return spec
 
 
 @task(
@@ -83,8 +92,7 @@ def _suspect(
 ) -> dict[str, Any]:
     severity = policy.severity(RULE)
     samples = [sample for sample in accepted_samples(validated) if sample.split == "train" and severity != "off"]
-    layer = layer_to_compare({int(i): s for i, s in store.get(features).meta["shapes"].items()}, spec.image_size)
-    table = _compared(validated, features, spec, layer, samples, policy, device)
+    table = _table(validated, features, spec, samples, policy, device)
     suspected = int(table["suspected"].sum())
     store.write_bytes(f"{draft.folder}/suspects.parquet", _parquet(table))
     logger.info("%s: %d of %d training images suspected", validated.name, suspected, len(samples))
@@ -94,30 +102,22 @@ def _suspect(
         "needed": FEWEST,
         "severity": severity,
         "limit": policy.suspect_deviations,
-        "layer": layer,
+        "layer": _layer(store, features, spec),
     }
 
 
-def _compared(
-    validated: Validated,
-    features: str,
-    spec: FeatureSpec,
-    layer: int,
-    samples: Sequence[Sample],
-    policy: Policy,
-    device: str,
+def _layer(store: Store, features: str, spec: FeatureSpec) -> int:
+    return layer_to_compare({int(i): s for i, s in store.get(features).meta["shapes"].items()}, spec.image_size)
+
+
+def _table(
+    validated: Validated, features: str, spec: FeatureSpec, samples: Sequence[Sample], policy: Policy, device: str
 ) -> pd.DataFrame:
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-    one_layer = FeatureSpec(spec.backbone, (layer,), spec.image_size, spec.weights)  # no other is read
-    ids = [sample.id for sample in samples]
-    source = StoredSource(validated, ids, spec=one_layer, features=features, images=False)
-    # Without a part named, an image is one; copies of a content, which a policy may let pass, are one as well.
-    parts = [sample.part or sample.id for sample in samples]
-    progress = Progress(f"suspect {validated.name}")
-    found = unlikeness(source, layer, parts, device=device_of(device), progress=progress)
+    found = compared(validated, features, spec, samples, device)
     columns = {
-        "id": ids,
+        "id": [sample.id for sample in samples],
         "key": [sample.key for sample in samples],
         "score": found.scores,
         "deviations": found.deviations,
@@ -126,6 +126,19 @@ def _compared(
         "y": found.places[:, 1],
     }
     return pd.DataFrame(columns).astype(COLUMNS)
+
+
+def compared(
+    validated: Validated, features: str, spec: FeatureSpec, samples: Sequence[Sample], device: str
+) -> Unlikeness:
+    """How unlike the others each of these images is, one at least. `features`: key of the spec's features."""
+    layer = _layer(Store(validated.category.store), features, spec)
+    one_layer = FeatureSpec(spec.backbone, (layer,), spec.image_size, spec.weights)  # no other is read
+    ids = [sample.id for sample in samples]
+    source = StoredSource(validated, ids, spec=one_layer, features=features, images=False)
+    # Without a part named, an image is one; copies of a content, which a policy may let pass, are one as well.
+    parts = [sample.part or sample.id for sample in samples]
+    return unlikeness(source, layer, parts, device=device_of(device), progress=Progress(f"suspect {validated.name}"))
 
 
 def _without_suspects(store: Store, validated: Validated, suspects: str, policy: Policy) -> Validated:
@@ -149,29 +162,44 @@ def _set_aside(store: Store, validated: Validated, suspects: str, policy: Policy
     folder = store.get(suspects).folder
     table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{folder}/suspects.parquet")))
     reasons = {row.key: _reason(row, policy) for row in table[table["suspected"]].itertuples()}
+    meta = without(store, validated, RULE, reasons, policy, draft)
+    expectations = [*meta["expectations"], _summary(len(reasons), policy)]
+    return meta | {"rejected": meta["rejected"] + len(reasons), "expectations": expectations}
+
+
+def without(
+    store: Store, validated: Validated, rule: str, reasons: Mapping[str, str], policy: Policy, draft: Draft
+) -> dict[str, Any]:
+    """The verdict that was, without some good images that are not of the test, for a reason each (by their keys):
+    its files in the draft, and its manifest, which does not count them among the rejected yet."""
     samples, before = accepted_samples(validated), store.get(validated.verdict).meta
     kept = [sample for sample in samples if sample.key not in reasons]
-    rows = [_finding(sample, reasons[sample.key]) for sample in samples if sample.key in reasons]
-    stop = _too_few(kept, samples, policy)
+    rows = [_finding(sample, rule, reasons[sample.key]) for sample in samples if sample.key in reasons]
+    stop = _too_few(kept, samples, rule, policy)
     if stop is not None:
-        rows.append(dict.fromkeys(FINDINGS, "") | {"severity": "stop", "rule": RULE, "reason": stop})
+        rows.append(dict.fromkeys(FINDINGS, "") | {"severity": "stop", "rule": rule, "reason": stop})
 
     known = findings(store, validated.verdict)
     known = known[~known["key"].isin(reasons)]  # what else is unusual about an image that is set aside is no news
     together = pd.concat([known, pd.DataFrame(rows, columns=list(FINDINGS), dtype="string")], ignore_index=True)
     store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(kept))
     store.write_bytes(f"{draft.folder}/findings.parquet", _parquet(together))
-    training = before["counts"]["train"]
     return before | {
         "fingerprint": fingerprint(kept),
-        "counts": before["counts"] | {"train": training | {"accepted": training["accepted"] - len(reasons)}},
+        "counts": before["counts"] | _accepted(before["counts"], samples, reasons),
         "accepted": len(kept),
-        "rejected": before["rejected"] + len(reasons),
         "warned": together.loc[(together["severity"] == "warn") & (together["key"] != ""), "key"].nunique(),
         "stop": stop,
-        "expectations": [*before["expectations"], _summary(len(reasons), policy)],
         "policy": policy.model_dump(),
     }
+
+
+def _accepted(
+    counts: Mapping[str, Mapping[str, int]], samples: Sequence[Sample], reasons: Mapping[str, str]
+) -> dict[str, dict[str, int]]:
+    """The counts of the splits that images are taken from, by how many are accepted then."""
+    gone = Counter(sample.split for sample in samples if sample.key in reasons)
+    return {split: {**counts[split], "accepted": counts[split]["accepted"] - n} for split, n in gone.items()}
 
 
 def _reason(row: Any, policy: Policy) -> str:
@@ -182,19 +210,23 @@ def _reason(row: Any, policy: Policy) -> str:
     )
 
 
-def _finding(sample: Sample, reason: str) -> dict[str, str]:
-    told = {"severity": "reject", "rule": RULE, "reason": reason}
+def _finding(sample: Sample, rule: str, reason: str) -> dict[str, str]:
+    told = {"severity": "reject", "rule": rule, "reason": reason}
     return {name: str(getattr(sample, name)) for name in FINDINGS if name not in told} | told
 
 
-def _too_few(kept: Sequence[Sample], samples: Sequence[Sample], policy: Policy) -> str | None:
+def _too_few(kept: Sequence[Sample], samples: Sequence[Sample], rule: str, policy: Policy) -> str | None:
     left, were = (sum(sample.split == "train" for sample in some) for some in (kept, samples))
     if left >= policy.min_training_images:
         return None
+    fix = (
+        f"look at the suspects, and raise `suspect_deviations` or set the rule {RULE} to `warn` if they are good"
+        if rule == RULE
+        else "look at those that are held, and release what is good (`al nights`)"
+    )
     return (
         f"{left} of {were} training images are left without those suspected of a defect, at least "
-        f"{policy.min_training_images} are needed; look at the suspects, and raise `suspect_deviations` or set the "
-        f"rule {RULE} to `warn` if they are good"
+        f"{policy.min_training_images} are needed; {fix}"
     )
 
 

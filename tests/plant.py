@@ -11,11 +11,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from flows.nightly import Outcome, nightly
 from flows.runfile import DataSource, MethodRun, NightlyRun
 from flows.runners import runner_for
 from storage.models import Registry
 from storage.nights import Decision, read_decisions
+from storage.samples import content_hash
 from storage.store import Store
 from tasks.demo_data import make_demo_data
 
@@ -25,17 +29,26 @@ NAME = "mvtec_ad/brick"
 class Plant:
     """A place where new good images arrive every day, and whose nights can be run."""
 
-    def __init__(self, root: Path, labelled: bool = True, later: int = 6) -> None:
-        """18 good images and those of validation and test are there; `later` more are to come."""
+    def __init__(
+        self, root: Path, labelled: bool = True, later: int = 6, first: int = 18, validation: int = 8, smuggled: int = 0
+    ) -> None:
+        """`first` good images and those of validation and test are there; `later` more are to come, and so many
+        `smuggled` ones with a foreign patch, as if something lay on the part."""
         self.root, self.data = root, root / "data"
-        make_demo_data(root / "all", train=18 + later, validation=8, good=6, defects_per_type=2, size=64)
+        train = first + later + smuggled
+        make_demo_data(root / "all", train=train, validation=validation, good=6, defects_per_type=2, size=64)
         shutil.copytree(root / "all" / "brick", self.data / "brick")
         if not labelled:
             shutil.rmtree(self.data / "brick" / "test")
         self.good = self.data / "brick" / "train" / "good"
-        (root / "later").mkdir()
-        for path in sorted(self.good.iterdir())[18:]:
+        for folder in ("later", "defective"):
+            (root / folder).mkdir()
+        paths = sorted(self.good.iterdir())
+        for path in paths[first : first + later]:
             shutil.move(path, root / "later")
+        for number, path in enumerate(paths[first + later :]):
+            _with_patch(path, root / "all" / "grass" / "train" / "good" / path.name, number)
+            shutil.move(path, root / "defective")
         self.store = Store(str(root / "store"))
         self.registry = Registry(self.store)
 
@@ -43,6 +56,17 @@ class Plant:
         """So many new good images."""
         for path in sorted((self.root / "later").iterdir())[:images]:
             shutil.move(path, self.good)
+
+    def smuggle(self) -> set[str]:
+        """The images with a patch are delivered as good; their names."""
+        names = {path.name for path in (self.root / "defective").iterdir()}
+        for name in names:
+            shutil.move(self.root / "defective" / name, self.good / name)
+        return names
+
+    def content(self, path: Path) -> str:
+        """An image's content name."""
+        return content_hash(path.read_bytes())
 
     def run(self, **changes: Any) -> NightlyRun:
         """What a night is to do."""
@@ -72,6 +96,16 @@ class Plant:
     def aliases(self) -> dict[str, int]:
         """Which version is what."""
         return self.registry.aliases(NAME).points
+
+
+def _with_patch(path: Path, foreign: Path, seed: int) -> None:
+    """Paste a piece of another texture into an image."""
+    image, other = (np.asarray(Image.open(one).convert("L")).copy() for one in (path, foreign))
+    rng = np.random.default_rng(seed)
+    side = int(rng.integers(16, 29))
+    y, x = rng.integers(0, 64 - side, 2)
+    image[y : y + side, x : x + side] = other[:side, :side]
+    Image.fromarray(image).save(path)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     assert ended.returncode == 0
     assert "heavy: []" in ended.stderr
     assert min(seconds) < 2
-    commands = "demo benchmark search ingest methods datasets records report serve models predict nightly alarms"
+    commands = "demo benchmark search ingest methods datasets records report serve models predict nightly nights alarms"
     for command in commands.split():
         assert command in ended.stdout
 

@@ -20,7 +20,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from al_models.drift import FEWEST
 from flows.alerts import tell
 from flows.category import CategorySteps
-from flows.runfile import to_toml
+from flows.runfile import MethodRun, to_toml
+from storage.held import read_held, say
 from storage.models.versions import STATE
 from storage.nights import Decision, read_decisions
 from storage.records import RunRecord, read_record
@@ -42,9 +43,9 @@ CORRUPTED, CONTAMINATED, KILLED, DIM, ROLLED_BACK = 5, 9, 14, 20, 25
 DIM_IMAGES = 10
 WAYS = {
     "validation": Policy(rules={"readable": "stop", "suspected_defect": "reject"}),
-    # A few labelled images: their AUROC is certainly lower on no night, as PRO is by chance on one of forty. A busy
-    # machine decides nothing.
-    "gate": Gate(metric="image_auroc", slower=50),
+    # A few labelled images: their AUROC is certainly lower on no night, as PRO is by chance on one of forty. A fifth of
+    # the good images is rejected, and nobody is there to release them.
+    "gate": Gate(metric="image_auroc", rejected="learn"),
 }
 
 
@@ -74,6 +75,10 @@ class Month:
         good = self.plant.good
         for path in (*good.glob("corrupted-*"), *good.glob("contaminated-*")):
             path.unlink()  # somebody was told
+        if night == DIM + 1:
+            self.plant.registry.promote(
+                self.plant.registry.resolve(f"{NAME}@challenger"), who="a person", why="the lamps are new"
+            )
         some = sorted(good.iterdir())[:DIM_IMAGES]
         if night > 1:
             self.plant.deliver(1)
@@ -125,7 +130,8 @@ def month(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Month]
 
 def test_each_night_ends_as_the_story_says(month: Month) -> None:
     ends = {night: decision.outcome for night, decision in month.decisions.items()}
-    assert ends == {n: "stopped" if n == CORRUPTED else "promoted" for n in range(1, NIGHTS + 1) if n != KILLED}
+    expected = dict.fromkeys(range(1, NIGHTS + 1), "promoted") | {CORRUPTED: "stopped", DIM: "kept"}
+    assert ends == {night: outcome for night, outcome in expected.items() if night != KILLED}
     assert list(read_decisions(month.plant.store, NAME)) == list(month.decisions.values())
 
 
@@ -133,7 +139,7 @@ def test_the_champion_of_each_morning_is_the_version_of_its_night(month: Month) 
     version, expected = 0, {}
     for night in range(1, NIGHTS + 1):
         version += night not in (CORRUPTED, KILLED)
-        expected[night] = version
+        expected[night] = version - (night == DIM)
     assert month.champions == expected
     assert month.plant.aliases == {"champion": version, "previous": version - 1}
     assert month.plant.registry.numbers(NAME) == list(range(version - 9, version + 1)), "ten are kept"
@@ -144,9 +150,13 @@ def test_the_history_tells_every_switch_and_who_made_it(month: Month) -> None:
     for night in sorted(month.decisions):
         now = month.champions[night]
         before = expected[-1][2] if expected else None
+        if night == DIM + 1:
+            expected.append(("promote", "a person", before := now - 1))
         if night == ROLLED_BACK:
             expected.append(("rollback", "a person", before := now - 2))
-        if night != CORRUPTED:
+        if night == DIM:
+            expected.append(("challenge", "nightly", before))
+        elif night != CORRUPTED:
             expected += [("challenge", "nightly", before), ("promote", "nightly", now)]
     history = month.plant.registry.aliases(NAME).history
     assert [(one.change, one.who, one.points.get("champion")) for one in history] == expected
@@ -186,7 +196,7 @@ def test_alarms_are_those_of_the_story_and_no_others(month: Month) -> None:
     assert [text.split(":")[0] for text in told[CORRUPTED]] == ["stopped"]
     assert "corrupted-" in told[CORRUPTED][0]
     assert told[CONTAMINATED] == ["set aside: 1 more images than before (in all: suspected_defect 1)"]
-    assert all(text.startswith("drift: ") for text in told[DIM])
+    assert [text.split(":")[0] for text in told[DIM]] == ["kept"] + ["drift"] * (len(told[DIM]) - 1)
     assert any(text.startswith("drift: brightness from ") for text in told[DIM])
     assert [night for night, decision in month.decisions.items() if decision.drift] == [DIM], f"{FEWEST} show one"
 
@@ -238,3 +248,79 @@ def record_of(month: Month) -> RunRecord:
     record = read_record(month.plant.store, month.plant.registry.resolve(NAME).lineage.record)
     assert record is not None
     return record
+
+
+# another plant, where defects are delivered as good
+
+
+@dataclass
+class Contaminated:
+    """Three nights on which twelve defective images come among sixty good ones, and the mornings until they are decided
+    about."""
+
+    plant: Plant
+    smuggled: set[str]
+    decisions: list[Decision]
+    champions: list[int]
+    """In the morning after each night."""
+    posted: list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def contaminated(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contaminated]:
+    """Sixty good images in two deliveries; then the defects; two quiet days; refused; a last delivery of good ones."""
+    plant = Plant(tmp_path_factory.mktemp("contaminated"), first=48, later=18, validation=20, smuggled=12)
+    method = MethodRun(name="padim", params={"image_size": 64, "channels": 40})
+    story = Contaminated(plant, set(), [], [], [])
+
+    def night() -> None:
+        gate = Gate(metric="image_auroc", slower=50)
+        story.decisions.append(plant.night(false_reject_rate=0.05, method=method, gate=gate))
+        story.champions.append(plant.aliases["champion"])
+
+    with listening() as (url, posted):
+        tell(url)
+        story.posted = posted
+        night()
+        plant.deliver(12)
+        night()
+        story.smuggled |= plant.smuggle()
+        night()
+        night()
+        plant.deliver(3)
+        night()
+        images = [one for one in read_held(plant.store, NAME) if Path(one.path).name in story.smuggled]
+        say(plant.store, images, "refused", "a person")
+        say(plant.store, [one for one in read_held(plant.store) if one.state == "held"], "released", "a person")
+        plant.deliver(3)
+        night()
+        eventually(lambda: sum(name_in(posted, name) for name in story.smuggled) >= 12, within=60)
+        yield story
+
+
+def name_in(posted: list[dict[str, str]], name: str) -> bool:
+    """Whether an alarm names the image."""
+    return any(name in one["body"] for one in posted)
+
+
+def test_twelve_defects_among_sixty_good_images_change_no_champion(contaminated: Contaminated) -> None:
+    ends = [decision.outcome for decision in contaminated.decisions]
+    assert ends == ["promoted", "promoted", "kept", "kept", "kept", "promoted"]
+    assert contaminated.champions[1:5] == [contaminated.champions[1]] * 4
+    assert all("drift" not in said and "rejected" not in said for said in contaminated.decisions[-1].alarms)
+
+
+def test_none_of_them_is_ever_learned(contaminated: Contaminated) -> None:
+    plant = contaminated.plant
+    ids = {plant.content(plant.good / name) for name in contaminated.smuggled}
+    assert len(ids) == 12
+    for version in plant.registry.versions(NAME):
+        assert not ids & {*version.lineage.fitted_on, *version.lineage.held_out}, version.label
+
+
+def test_all_of_them_are_named_every_morning_on_the_page_and_to_the_webhook(contaminated: Contaminated) -> None:
+    for decision in contaminated.decisions[2:5]:
+        assert {Path(path).name for path in decision.held.values()} >= contaminated.smuggled
+        assert all(name in decision.asks[0] for name in contaminated.smuggled)
+    assert not contaminated.smuggled & {Path(path).name for path in contaminated.decisions[-1].held.values()}
+    assert all(name_in(contaminated.posted, name) for name in contaminated.smuggled)

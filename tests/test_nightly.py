@@ -40,7 +40,7 @@ def test_the_first_night_puts_a_first_version_into_use(plant: Plant) -> None:
     assert (decision.outcome, decision.why) == ("promoted", "there was no champion")
     assert plant.aliases == {"champion": 1}
     assert decision.counts["new"] == 18 + 8
-    assert [check.name for check in decision.checks] == ["false rejects"]
+    assert [check.name for check in decision.checks] == ["new images", "false rejects"]
     assert decision.alarms == []
 
 
@@ -58,7 +58,7 @@ def test_new_images_make_a_version_that_is_proven_and_promoted(plant: Plant) -> 
     assert decision.outcome == "promoted"
     assert decision.counts["new"] == 3
     assert {check.name: check.passed for check in decision.checks} == {
-        "quality": True, "seconds": True, "memory": True, "false rejects": True,
+        "quality": True, "seconds": True, "memory": True, "new images": True, "false rejects": True,
     }  # fmt: skip
     assert "on the labelled test set, difference" in decision.why
     assert plant.aliases == {"champion": 2, "previous": 1}

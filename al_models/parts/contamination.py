@@ -40,6 +40,8 @@ _LEAST_TYPICAL = 0.5
 """Of the median over positions: else the noise of a plain background would weigh as much as the product."""
 _ROUNDING = 1e-3
 """Of a patch's length: differences that half precision cannot tell."""
+_HIGHEST = 6e4
+"""Of a map: half precision holds no more."""
 _LEAST_SPREAD = 0.01
 """Of a typical distance, for images that are all alike."""
 
@@ -54,6 +56,8 @@ class Unlikeness:
     """float64 (n,): of the scores from their median, in robust standard deviations; 0 for fewer than `FEWEST`."""
     places: np.ndarray
     """float64 (n, 2): x, y of the centre of the most unlike patch, as fractions of the image's width and height."""
+    maps: np.ndarray
+    """float16 (n, h, w): distance of each patch; 1 is typical of its position."""
 
 
 def layer_to_compare(shapes: Mapping[int, Sequence[int]], image_size: int) -> int:
@@ -90,13 +94,18 @@ def unlikeness(
         progress("compare", len(known), n)
     typical = bank.typical(torch.stack(known))  # (h, w)
 
-    scores, places = np.zeros(n), np.zeros((n, 2))
+    scores, places, unlike = np.zeros(n), np.zeros((n, 2)), np.zeros((n, *typical.shape), np.float16)
+
+    def keep(row: int, relative: Tensor) -> None:
+        scores[row], places[row] = _summary(relative)
+        unlike[row] = relative.clamp_max(_HIGHEST).cpu().numpy()
+
     for row, distances in zip(reference, known, strict=True):
-        scores[row], places[row] = _summary(distances / typical)
+        keep(row, distances / typical)
     for done, (row, maps) in enumerate(_maps(source, rest, layer, device), start=len(reference) + 1):
-        scores[row], places[row] = _summary(bank.distances(maps, parts[row]) / typical)
+        keep(row, bank.distances(maps, parts[row]) / typical)
         progress("compare", done, n)
-    return Unlikeness(scores, robust_deviations(scores), places)
+    return Unlikeness(scores, robust_deviations(scores), places, unlike)
 
 
 def robust_deviations(scores: np.ndarray) -> np.ndarray:

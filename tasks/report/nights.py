@@ -6,11 +6,14 @@ page, and none takes the others' models off it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import shlex
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from storage.errors import Damaged
+from storage.held import HeldImage, picture_of, read_held
 from storage.nights import Decision, decision_keys, read_decision
 from storage.store import Store
 from tasks.report.page import environment, write_whole
@@ -21,8 +24,24 @@ PAGE = "nights.html"
 _SHOWN = ("pro", "pixel_auroc", "image_auroc")
 _MOST, _FEWEST = 60, 7
 """Latest nights of a model that the page shows."""
+_PICTURES = 60
+"""Held images of a model that are shown, some 15 kB each; the others are named."""
 _IN_ALL = 600
 """Nights on the page, from which on each model has fewer: reading and drawing one takes about a millisecond."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An image that waits for a person's word."""
+
+    image: HeldImage
+    picture: str | None
+    """The image and its map for an `src`; None where there is none, or where the page has enough."""
+
+    @property
+    def command(self) -> str:
+        """What follows `al nights release` and `al nights refuse`."""
+        return f"{shlex.quote(self.image.path)} --model {shlex.quote(self.image.model)}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,8 @@ class Model:
 
     name: str
     nights: list[Decision]
+    held: list[Held] = field(default_factory=list)
+    """Images that wait for a person's word."""
 
     @property
     def last(self) -> Decision:
@@ -64,8 +85,23 @@ def nights_report(store_url: str, folder: str) -> str:
             except Damaged as error:
                 damaged.append(str(error))
         if nights:
-            models.append(Model(name, nights))
+            models.append(Model(name, nights, _held(store, name, nights[0], damaged)))
     models.sort(key=lambda model: model.last.night, reverse=True)  # of one night, by name
     page = Path(folder).resolve() / PAGE
     write_whole(page, environment().get_template("nights.html.j2").render(models=models, damaged=damaged))
     return str(page)
+
+
+def _held(store: Store, name: str, last: Decision, damaged: list[str]) -> list[Held]:
+    """What last night held and nobody has decided about since."""
+    try:
+        images = [image for image in read_held(store, name) if image.id in last.held and image.state == "held"]
+    except Damaged as error:
+        damaged.append(str(error))
+        return []
+    return [Held(image, _url(store, image) if n < _PICTURES else None) for n, image in enumerate(images)]
+
+
+def _url(store: Store, image: HeldImage) -> str | None:
+    data = picture_of(store, image)
+    return data and "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

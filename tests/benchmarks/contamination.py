@@ -207,7 +207,8 @@ def summed(maps: torch.Tensor, images: Images) -> Unlikeness:
     grid = images.features.shape[2:]
     found = [contamination._summary(one.reshape(grid)) for one in maps / maps.median()]
     scores = np.array([score for score, _ in found])
-    return Unlikeness(scores, robust_deviations(scores), np.array([place for _, place in found]))
+    places = np.array([place for _, place in found])
+    return Unlikeness(scores, robust_deviations(scores), places, maps.reshape(-1, *grid).numpy().astype(np.float16))
 
 
 ALTERNATIVES: dict[str, Compare] = {

@@ -189,7 +189,7 @@ def in_processes(run: RunFile, processes: int) -> list[tuple[float, dict[str, Ru
 
 def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     """Seconds of the bare functions, one after the other, and their records."""
-    from flows.category import listed, shared_spec
+    from flows.category import listed
     from tasks.calibrate import calibrate
     from tasks.compute import inputs_of
     from tasks.evaluate import evaluate
@@ -198,7 +198,7 @@ def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     from tasks.ingest import ingest
     from tasks.predict import predict
     from tasks.prepare import prepare
-    from tasks.suspect import suspect
+    from tasks.suspect import shared_spec, suspect
     from tasks.validate import validate
 
     store, records = Store(run.store), {}
