@@ -66,12 +66,6 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
     """
     store = Store(validated.category.store)
     registry = Registry(store)
-    why = _another_product(registry, validated, record)
-    if why is not None:
-        stands = registry.aliases(validated.name).points.get("champion")
-        refused = Decision(cell.dataset, cell.category, night.began, "stopped", why, stands)
-        write_decision(store, refused)
-        return refused
     challenger = _version_of(registry, night, record)
     aliases = registry.aliases(validated.name)
     number = aliases.points.get("champion")
@@ -91,24 +85,6 @@ def challenge(night: Night, cell: Cell, validated: Validated, record: RunRecord)
     decision = replace(decision, seconds=round(elapsed.total_seconds(), 3))
     write_decision(store, decision)
     return decision
-
-
-def _another_product(registry: Registry, validated: Validated, record: RunRecord) -> str | None:
-    """Why tonight's images are not those of the model in use: they lie elsewhere, and none of them is one of its. A
-    folder that was moved has images in common."""
-    number = registry.aliases(validated.name).points.get("champion")
-    if number is None:
-        return None
-    line = registry.resolve(f"{validated.name}@{number}").lineage
-    tonight = registry.store.get(record.keys["model"]).meta
-    common = {*line.fitted_on, *line.held_out} & {*tonight["fitted_on"], *tonight["held_out"]}
-    if not line.root or line.root == validated.category.root or common:
-        return None
-    return (
-        f"version {number} of {validated.name} was made of images in {line.root}, and those in "
-        f"{validated.category.root} have none in common with it; give another product a name of its own "
-        f'(options = {{category = "NAME"}}), or register the cell of this night by hand where the folder has moved'
-    )
 
 
 def _another_range(champion: ModelVersion | None, challenger: ModelVersion) -> str:
