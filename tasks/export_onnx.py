@@ -10,7 +10,7 @@ import numpy as np
 
 from al_models.errors import ExportFailed, InvalidInput
 from al_models.graph import OnnxModel, write_onnx
-from al_models.parts.images import load_images, resize
+from al_models.parts.images import WHOLE, load_images, resize
 from storage.folders import new_folder
 from storage.models import TEXTS, Registry
 from storage.models.versions import ModelVersion
@@ -101,9 +101,7 @@ def metadata(loaded: LoadedVersion) -> dict[str, str]:
         "params": version.params,
         "seed": version.seed,
         "white": version.white,
-        "input": "uint8 RGB"
-        if version.white is None
-        else f"uint8 RGB: values v of more than 8 bits as round(min(v, {version.white:g}) * 255 / {version.white:g})",
+        "input": _input(version.white),
         "image_size": loaded.detector.image_size,
         "threshold": asked.image,
         "pixel_threshold": asked.pixel,
@@ -122,6 +120,20 @@ def metadata(loaded: LoadedVersion) -> dict[str, str]:
         for name, value in values.items()
         if value is not None
     }
+
+
+def _input(white: float | None) -> str:
+    """How values are scaled to those that the file takes (`al_models.parts.images.decode`)."""
+    if white is None:
+        return "uint8 RGB"
+    if white == WHOLE:
+        return "uint8 RGB: gray values v of 16 bits as round(v / 257), colour as floor(v / 256)"
+    how = (
+        f"round(min(v, {white:g}) * 255 / {white:g})"
+        if white <= 255
+        else f"floor(min(v, {white:g}) * 256 / {white + 1:g})"
+    )
+    return f"uint8 RGB: values v of more than 8 bits as {how}"
 
 
 def _difference(theirs: np.ndarray, ours: np.ndarray) -> float:

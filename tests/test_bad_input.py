@@ -158,7 +158,9 @@ def test_a_mask_that_marks_nothing_on_a_defect_is_taken_for_unknown(root, value)
     save_mask(root / "part/ground_truth/bent/1_mask.png", value=value)
     verdict = judge(root)
     assert verdict["rejected"] == 0
-    assert "marks no pixel" in verdict["found"]["warn"]["part/test/bent/1.png"]
+    told = verdict["found"]["warn"]["part/test/bent/1.png"]
+    assert ("areas of gray 100" if value else "marks no pixel") in told
+    assert "mask_rule = nonzero" in told
     kept = accepted_samples(root)
     assert kept["part/test/bent/1.png"].mask_state == "unknown"
     assert kept["part/test/bent/0.png"].mask_state == "file"

@@ -122,7 +122,10 @@ def _scaled(
         return np.rint(deep / np.float32(257)).astype(np.uint8), beyond
     if not real or white not in (1.0, 255.0):
         notes.append(f"values of 0 to {white:g} were scaled to 8 bits")
-    return np.rint(np.minimum(deep, white).astype(np.float32) * np.float32(255 / white)).astype(np.uint8), beyond
+    values = np.minimum(deep, white).astype(np.float32)
+    if white > 255:  # the upper 8 bits, which are what the same camera gives where it is set to 8
+        return (values * np.float32(256 / (white + 1))).astype(np.uint8), beyond
+    return np.rint(values * np.float32(255 / white)).astype(np.uint8), beyond
 
 
 def learned_white(highest: Iterable[float]) -> float | None:
