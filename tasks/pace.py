@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-_FEWEST, _MOST = 5, 41
+_FEWEST, _MOST = 11, 41
 """Rounds."""
 _ENOUGH_S, _TOO_MUCH_S = 1.0, 60.0
 """Of measuring: from then on no round is added to the fewest; to the first."""
