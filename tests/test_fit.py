@@ -43,6 +43,7 @@ def test_the_precision_of_a_training_names_its_model(
 
 def test_the_gpu_is_named_only_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU ({device})")
     hardware_of = compute.hardware_of.__wrapped__
     assert hardware_of("auto") == f"{hardware_of('cpu')}, a GPU (cuda)"

@@ -22,7 +22,7 @@ import prefect.server.api as prefect_server
 import pytest
 import typer.main
 import yaml
-from conftest import eventually, free_port, stop
+from conftest import answers, eventually, free_port, stop
 from jsonschema import validate
 from packaging.requirements import Requirement
 from PIL import Image
@@ -427,7 +427,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     with (home / "server.log").open("w") as log:
         process = subprocess.Popen(on_this_machine(command), env=ours | looks_often, stdout=log, stderr=log, text=True)
         try:
-            server.wait_for(ours["PREFECT_API_URL"])
+            assert eventually(lambda: answers(ours["PREFECT_API_URL"]), within=60, every=0.5)
             yield ours
         finally:
             process.terminate()
