@@ -27,7 +27,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Layers = Annotated[tuple[NonNegativeInt, ...], MinLen(1)]
-"""Of a backbone, counting from 0; at least one."""
+"""Layers of a backbone, counted from 0; at least one."""
 
 _PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
 _MANY = {int: "whole numbers", float: "finite numbers", bool: "true or false each", str: "texts"}

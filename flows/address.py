@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from flows.server import LOOPBACK, ServerError, is_local
 
 _WITHIN_S = 5.0
-"""Of a process: a server that is being started answers while the command imports what it needs."""
+"""Seconds of a process in which an address must answer: a server that starts does so while the command imports."""
 _PATIENCE_S = 2.0
 """With somebody who accepts a call and says nothing; at least."""
 _TRUE = ("1", "true", "yes", "on", "t", "y")

@@ -46,7 +46,7 @@ class HeldImage:
     id: str
     """Content name."""
     path: str
-    """Of the file below the folder, with its box where it is a part of it."""
+    """Path of the file below the folder, with its box where the image is a part of it."""
     folder: str
     """Root of the data set."""
     since: str

@@ -35,7 +35,7 @@ RULES = ("auto", "nonzero", "above:N", "below:N", "values:N,M", "alpha", "labelm
 _SHADES = 8
 """With more darker grays than these, a mask is one with soft edges or of lossy compression, and no drawing in grays."""
 _NOISE = 32
-"""Of such a mask, what gray values up to it show is compression's, as is all within a block of 8 pixels of a mark."""
+"""Gray values of such a mask up to which it shows compression, as does all within a block of 8 pixels of a mark."""
 _SMOOTH = 8
 """Gray values that differ by no more between neighbours are an area, and no edge."""
 _FEW = 4

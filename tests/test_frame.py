@@ -77,6 +77,11 @@ def test_a_share_of_a_half_or_more_is_refused():
         Dfr(**Dfr.quick, frame=0.5).fit(check_images(128).train)
 
 
+def test_a_frame_that_leaves_nothing_inside_is_refused():
+    with pytest.raises(InvalidInput, match=r"frame=0\.49 leaves nothing inside of a map of 32 cells a side; give less"):
+        Dfr(**Dfr.quick, image_size=128, frame=0.49).fit(check_images(128).train)
+
+
 def test_the_plain_form_has_neither_levels_nor_other_maps():
     images = check_images(128)
     framed = quick_detector(Dfr).fit(images.train)

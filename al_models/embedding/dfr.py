@@ -34,12 +34,9 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
-from al_models.parts.patches import as_vectors, on_device, stack_layers
+from al_models.parts.patches import as_vectors, deviations_of, on_device, stack_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
-
-_FLATTEST = 1e-3
-"""Variance, relative to the channels' mean, below which a channel is not blown up: it may be dead in good images."""
 
 
 def regions(features: Mapping[int, Tensor], layers: Sequence[int], side: int) -> Tensor:
@@ -132,8 +129,7 @@ class Dfr(FeatureTrainedDetector):
 
         mean, covariance = moments(maps())
         variances = covariance.diagonal()
-        deviation = torch.maximum(variances, _FLATTEST * variances.mean()).sqrt()
-        deviation = torch.where(deviation > 0, deviation, 1.0)
+        deviation = deviations_of(variances)
         latent = self.latent or components_for(covariance / (deviation[:, None] * deviation), self.variance)
         self.mean_, self.deviation_ = mean.float().cpu(), deviation.float().cpu()
         self.latent_ = torch.tensor(latent)

@@ -41,13 +41,12 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
-from al_models.parts.patches import on_device, stack_layers
+from al_models.parts.patches import deviations_of, on_device, stack_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _WINDOW = 4
 _SMALLEST = 0.01  # of the predicted error, in standard deviations of a channel
-_FLATTEST = 1e-3  # variance, relative to the channels' mean, below which a channel is not blown up
 
 
 def window_sides(grid: int) -> tuple[int, ...]:
@@ -178,9 +177,7 @@ class Utrad(FeatureTrainedDetector):
             count += x[..., 0].numel()
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
-        # A channel that good images leave constant says nothing of how far another value is.
-        deviation = torch.maximum(variance, _FLATTEST * variance.mean()).sqrt()
-        self.mean_, self.scale_ = mean.float(), torch.where(deviation > 0, deviation, 1.0).float()
+        self.mean_, self.scale_ = mean.float(), deviations_of(variance).float()
 
     def _network(self) -> nn.Module:
         return UTransformer(len(self.mean_), self._grid(), self.dim, self.heads, self.depth, self.dropout)

@@ -41,7 +41,7 @@ _LEAST_TYPICAL = 0.5
 _ROUNDING = 1e-3
 """Of a patch's length: differences that half precision cannot tell."""
 _HIGHEST = 6e4
-"""Of a map: half precision holds no more."""
+"""Highest value of a map: half precision holds no more."""
 _LEAST_SPREAD = 0.01
 """Of a typical distance, for images that are all alike."""
 

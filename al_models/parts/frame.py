@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from al_models.errors import InvalidInput
+
 FRAME = 0.125
 """Width of the frame as a share of the side: 32 of 256 pixels, which all of the padding's effect lies in."""
 RIM = 1 / 16
@@ -45,10 +47,15 @@ class FrameMoments:
         self.count += other.count
 
     def levels(self, width: float) -> Tensor:
-        """What to multiply each cell by, and what to add then: float32 (2, g, g); `width` as a share of the side."""
+        """What to multiply each cell by, and what to add then: float32 (2, g, g); `width` as a share of the side.
+
+        Raises InvalidInput for a frame that leaves nothing inside.
+        """
         mean, square = self.sums / max(1, self.count)
         spread = (square - mean.square()).clamp(min=0).sqrt()
         frame = in_frame(len(mean), width).to(mean.device)
+        if bool(frame.all()):
+            raise InvalidInput(f"frame={width} leaves nothing inside of a map of {len(mean)} cells a side; give less")
         level, usual = mean[~frame].mean(), spread[~frame].square().mean().sqrt()
         gain = torch.where(frame & (spread > usual), usual / spread, 1.0)
         shift = torch.where(frame, torch.minimum(mean, level) - gain * mean, 0.0)

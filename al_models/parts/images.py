@@ -55,7 +55,7 @@ class Decoded:
     mode: str
     """Pillow's word for the file's pixels (`L`, `RGB`, `I;16`, `P`, ...)."""
     bit_depth: int
-    """Of the file, or 8 for everything that 8 bits a channel hold without loss."""
+    """Bits a channel of the file; 8 for everything that 8 bits hold without loss."""
     n_channels: int
     """Channels of `pixels`: 1 or 3."""
     note: str | None

@@ -110,9 +110,17 @@ def channel_moments(
     of its layer's: divided by its own, a defect that wakes it would drown all others.
     """
     means, variances = _moments(source, rows, layers, device)
-    deviations = [torch.maximum(variance, 1e-3 * variance.mean()).sqrt() for variance in variances]
-    deviation = torch.cat(deviations)
-    return torch.cat(means).float(), torch.where(deviation > 0, deviation, 1.0).float()
+    return torch.cat(means).float(), torch.cat([deviations_of(variance) for variance in variances]).float()
+
+
+def deviations_of(variances: Tensor) -> Tensor:
+    """What to divide channels by, of these variances (c,), for a deviation of 1: (c,).
+
+    At least 3 % of what they have on average, so that one that is dead in good images is not blown up; 1 where none
+    varies.
+    """
+    deviations = torch.maximum(variances, 1e-3 * variances.mean()).sqrt()
+    return torch.where(deviations > 0, deviations, 1.0)
 
 
 def layer_scales(source: ImageSource, rows: Sequence[int], layers: Sequence[int], device: str) -> Tensor:

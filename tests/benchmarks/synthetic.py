@@ -1,7 +1,7 @@
 """Methods judged without a test image: held-out good images, and the same with synthetic defects in them.
 
     python tests/benchmarks/synthetic.py DATASET=FOLDER[,DATASET=FOLDER...] METHOD[,METHOD...] [NAME=VALUE ...]
-        [--keep FOLDER] [--frame 16]
+        [--keep FOLDER] [--seed 0]
 
 What a default, a rule or a remedy is chosen by, so that no test image has a say. Each held-out image gets one small and
 faint defect of each kind, half of them with their centre in the frame of 16 pixels along the rim. `calm` as a DATASET
