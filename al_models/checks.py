@@ -333,6 +333,15 @@ def features_at_another_scale_rank_all_the_same(make: Make, images: CheckImages)
         assert same > SAME_ORDER, f"features 256 times as large rank the {what} otherwise (Spearman {same:.6f})"
 
 
+def maps_lie_where_the_images_do(make: Make, images: CheckImages) -> None:
+    """A bright square has its map where it lies, and a backbone whose cells lie further beside it hardly moves it."""
+    with _backbones(_Beside):
+        beside = _off_the_square(make, images)
+    off = beside - _off_the_square(make, images) if "backbone" in make().params() else beside
+    down, right = off.tolist()
+    assert np.abs(off).max() <= _OFF, f"a square's map is {down:.1f} px further down and {right:.1f} px further right"
+
+
 # --- randomness ---
 
 
@@ -422,6 +431,7 @@ CHECKS: list[Check] = [
     batch_size_changes_nothing,
     order_of_images_changes_nothing_in_predict,
     features_at_another_scale_rank_all_the_same,
+    maps_lie_where_the_images_do,
     equal_seed_equal_result,
     other_runs_leave_the_global_random_state_untouched,
     more_images_are_learned_as_if_given_at_once,
@@ -440,6 +450,7 @@ class StatedSource(ImageSource):
         """Compute the features of uint8 (n, h, w, 3); `without` is "images" or "features" to withhold them."""
         batch = _read(detector, images)
         self.ids, self.batch_size, self.layers = batch.ids, batch_size, tuple(batch.features)
+        self.offsets = MemorySource(images[:0], detector, Runtime()).offsets
         self.tensors: dict[str | int, torch.Tensor] = {}
         if detector.traits.needs_images and without != "images":
             self.tensors["images"] = batch.images.clone()
@@ -496,6 +507,8 @@ def _read(detector: Detector, images: np.ndarray) -> ImageBatch:
 _reads: dict[tuple[object, ...], ImageBatch] = {}
 _READS = 16
 _TEXTURES = 24
+_BESIDE = 16
+_OFF = 2.0
 
 
 def _predict(detector: Detector, images: np.ndarray, runtime: Runtime = Runtime()) -> Prediction:  # noqa: B008 (frozen)
@@ -535,21 +548,52 @@ def _at_scale(make: Make, images: CheckImages, factor: float) -> Prediction:
     train, test = (_source(detector, part) for part in (images.train, images.test))
     for source in (train, test):
         source.tensors |= {layer: factor * source.tensors[layer].float() for layer in source.layers}
-    with _backbone_times(factor):
+    with _backbones(partial(_Times, factor=factor)):
         return detector.fit(train).predict(test)
 
 
+def _off_the_square(make: Make, images: CheckImages) -> np.ndarray:
+    """How far below and right of bright squares the squared change of the map has its centre, in pixels: (2,)."""
+    fitted = make().fit(_source(make(), images.train))
+    rng, size, side = np.random.default_rng(2), fitted.image_size, fitted.image_size // 8
+    good = _texture(_TEXTURES, size, rng)
+    bad, even = good.copy(), np.stack([rng.permutation(_TEXTURES) for _ in range(2)], axis=1)
+    corners = size * 3 // 8 - side // 2 + even * (size // 4) // _TEXTURES  # all places within a cell alike
+    for image, (y, x) in zip(bad, corners, strict=True):
+        image[y : y + side, x : x + side] = 255
+    change = np.square(_predict(fitted, bad).maps - _predict(fitted, good).maps, dtype=np.float64)
+    places, total = np.arange(size) + 0.5, change.sum((1, 2))
+    centres = np.stack([change.sum(2) @ places / total, change.sum(1) @ places / total], axis=1)
+    return (centres - corners - side / 2).mean(0)
+
+
 @contextmanager
-def _backbone_times(factor: float) -> Iterator[None]:
-    """Backbones that are built inside give `factor` times their features."""
+def _backbones(altered: Callable[[torch.nn.Module], torch.nn.Module]) -> Iterator[None]:
+    """Backbones that are built inside have an altered network."""
     whole, built = backbone._network, backbone.cached_backbone
-    backbone._network = lambda spec: _Times(whole(spec), factor)
-    built.cache_clear()
+
+    def forget() -> None:
+        built.cache_clear()
+        _reads.clear()
+
+    backbone._network = lambda spec: altered(whole(spec))
+    forget()
     try:
         yield
     finally:
         backbone._network = whole
-        built.cache_clear()
+        forget()
+
+
+class _Beside(torch.nn.Module):
+    """Sees images `_BESIDE` pixels further down and right; what leaves them comes in again at the other side."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return list(self.network(x.roll((_BESIDE, _BESIDE), (2, 3))))
 
 
 class _Times(torch.nn.Module):

@@ -21,6 +21,7 @@ from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Ru
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from al_models.parts.offsets import Offset
     from al_models.parts.sources import Images
 
 FLOAT16_MAX = 65504.0
@@ -52,6 +53,7 @@ class Detector(ABC):
         if len(source) == 0:
             raise InvalidInput(f"{type(self).__name__}.fit was given no image; it needs at least one good image")
         self._fit(source, runtime)
+        self._learn_offsets(source)
         return self
 
     def partial_fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
@@ -139,6 +141,23 @@ class Detector(ABC):
     @abstractmethod
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         """Map and score one batch."""
+
+    def _learn_offsets(self, source: ImageSource) -> None:
+        """Keep how far the features lie beside what they answer to: `offsets_` (keys, 2), in pixels."""
+        import torch
+
+        spec = self.feature_spec()
+        if spec is not None:
+            found = [source.offsets.get(key, (0.0, 0.0)) for key in spec.keys]
+            self.offsets_ = torch.tensor(found, dtype=torch.float64)
+
+    def _offset(self, shares: Mapping[int, float]) -> Offset:
+        """How far scores lie below and right of what they tell of, in pixels, when features have these shares."""
+        spec = self.feature_spec()
+        assert spec is not None  # only scores of features have one
+        offsets, whole = dict(zip(spec.keys, self.offsets_.tolist(), strict=True)), sum(shares.values())
+        down, right = (sum(share * offsets[key][axis] for key, share in shares.items()) / whole for axis in (0, 1))
+        return down, right
 
     def _source(self, images: Images | ImageSource, runtime: Runtime) -> ImageSource:
         if isinstance(images, ImageSource):

@@ -23,6 +23,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.epochs import Epochs, collected, moved
 from al_models.parts.frame import LOOKED_AT, FrameMoments, levelled
+from al_models.parts.maps import to_maps
 from al_models.parts.patches import layer_scales
 from al_models.parts.train import Draw, TrainPlan, Turn, hold_out, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
@@ -206,6 +207,13 @@ class FeatureTrainedDetector(TrainedDetector):
     def _learn_scales(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         """Learn `scale_` (layers,), for methods whose constants are meant for features of the papers' scale."""
         self.scale_ = layer_scales(source, rows, self.layers, runtime.device)
+
+    def _layer_maps(self, scores: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
+        """Scores (n, h, w) of each of these layers -> smoothed maps (n, size, size)."""
+        return [
+            to_maps(values, self.image_size, self.sigma, self._offset({layer: 1}))
+            for values, layer in zip(scores, layers, strict=True)
+        ]
 
     def _shapes(self) -> list[tuple[int, int, int]]:
         """(c, h, w) of each layer."""

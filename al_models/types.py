@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -119,6 +120,9 @@ class ImageSource(ABC):
 
     ids: tuple[str, ...]
     batch_size: int = 16
+    offsets: Mapping[int, tuple[float, float]] = MappingProxyType({})
+    """Key of the features -> how far below and right of what they answer to cells lie, in pixels; none where missing
+    (`parts/offsets.py`)."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -109,7 +109,7 @@ def _join(store: Store, validated: Validated, spec: FeatureSpec, parts: Sequence
     whole, first = joined(store, parts), store.get(parts[0]).meta  # the first part is never empty
     shapes = {layer: [len(whole["ids"]), *shape[1:]] for layer, shape in first["shapes"].items()}
     remember(store, features_series(validated, spec), draft.key)
-    return whole | {"shapes": shapes, "spec": asdict(spec), "device": first["device"]}
+    return whole | {"shapes": shapes, "spec": asdict(spec), "device": first["device"], "offsets": first["offsets"]}
 
 
 def _extract(
@@ -135,16 +135,25 @@ def _extract(
         in_memory(write_features, CHUNK)
     if part is None:
         remember(store, features_series(validated, spec), draft.key)
-    kept: dict[str, Any] = {"ids": ids, "reused": len(ids) - len(new)}
+    kept: dict[str, Any] = {"ids": ids, "reused": len(ids) - len(new), "offsets": _offsets(spec, device, before)}
     shapes = {str(layer): list(array.shape) for layer, array in arrays.items()}
     if base is not None:
-        kept = {**base.followed_by(draft.folder, new), "reused": base.images}
+        kept |= {**base.followed_by(draft.folder, new), "reused": base.images}
         shapes = {layer: [len(kept["ids"]), *shape[1:]] for layer, shape in base.output.meta["shapes"].items()}
     return {**kept, "shapes": shapes, "spec": asdict(spec), "device": device_of(device)}
 
 
 _Row = dict[int, np.ndarray]
 """Layer -> float16 (c, h, w) of an image."""
+
+
+def _offsets(spec: FeatureSpec, device: str, before: _Before | None) -> dict[str, Any]:
+    """Of each layer, in pixels, as they were measured or from the backbone."""
+    if before is not None:
+        return dict(before.known.output.meta["offsets"])
+    from al_models.parts.backbone import cached_backbone
+
+    return {str(key): offset for key, offset in cached_backbone(spec, device_of(device)).offsets.items()}
 
 
 class _Before:

@@ -45,6 +45,7 @@ class StoredSource(ImageSource):
             found = store.get(features)
             self._rows = np.asarray(rows_of(found.meta["ids"], ids), int)
             self._features = {key: Stack.open(store, found, f"layer{key}") for key in spec.keys}
+            self.offsets = {key: tuple(found.meta["offsets"][str(key)]) for key in spec.keys}
         self._images: Stack | None = None
         if images:
             found = store.get(validated.prepared.images)

@@ -18,15 +18,21 @@ from al_models.registry import detector_class
 from al_models.types import FeatureSpec, Prediction, Runtime, Traits
 
 _RIM = "good_textures_score_highest_anywhere"
+_PLACE = "maps_lie_where_the_images_do"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("contrario", _RIM): "learns from the image alone, in which what the padding reaches is rare; 8 pixels are cut off",
     (
         "gaussian_finetune",
         _RIM,
     ): "a Gaussian fits the images it learned at every position alike: they tell no level",
+    ("mkd", _PLACE): "a cloner of two epochs answers for itself, and it sees the image where it is",
+    ("mlf_sc", _PLACE): "cuts border positions off and repeats the nearest inner ones, which move with the backbone",
     ("mlf_sc", _RIM): "cuts border positions off and repeats the nearest inner ones, which are then the whole rim",
+    ("ocsvm", _PLACE): "of six images, all that is new is equally far outside: its map is flat",
     ("somad", _RIM): "has few units for the patches of the rim, and their covariances are of few patches",
     ("spade", _RIM): "a training image is its own nearest neighbour: they tell no level",
+    ("stpm", _PLACE): "a student of few steps answers for itself, and it sees the image where it is",
+    ("uninformed_students", _PLACE): "students of few steps answer for themselves, and they see the image where it is",
 }
 """(method, check) -> why the sentence is not true of this method; strict, so that it goes when it becomes true."""
 

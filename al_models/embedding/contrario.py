@@ -161,9 +161,10 @@ class Contrario(Detector):
         rarest: Tensor | None = None
         for row, values in enumerate(statistics):
             log_nfa = self._rarity(row, values) - math.log10(tests)
-            inner = self._cut(batch.features[self.layers[row // len(self.sizes)]])
+            layer = self.layers[row // len(self.sizes)]
+            inner = self._cut(batch.features[layer])
             whole = F.pad(log_nfa[:, None], (inner,) * 4, mode="replicate")[:, 0]  # (n, h, w)
-            maps = to_maps(whole, self.image_size, self.sigma)
+            maps = to_maps(whole, self.image_size, self.sigma, self._offset({layer: 1}))
             rarest = maps if rarest is None else torch.maximum(rarest, maps)
         assert rarest is not None  # the backbone refuses a spec without layers
         return Prediction(batch.ids, rarest.cpu().numpy(), rarest.amax((1, 2)).cpu().numpy())

@@ -34,7 +34,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
-from al_models.parts.patches import as_vectors, deviations_of, on_device, stack_layers
+from al_models.parts.patches import as_vectors, channel_counts, deviations_of, on_device, stack_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
@@ -151,4 +151,11 @@ class Dfr(FeatureTrainedDetector):
         return self._residual(network, batch).mean()
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        return with_maximum(to_maps(self._residual(network, batch), self.image_size, self.sigma))
+        return with_maximum(
+            to_maps(
+                self._residual(network, batch),
+                self.image_size,
+                self.sigma,
+                self._offset(channel_counts(batch.features, self.layers)),
+            )
+        )

@@ -169,5 +169,6 @@ class Favae(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         residuals, _ = self._residuals(network, batch)
-        channels = 3 + len(self.mean_)
-        return with_maximum(sum(to_maps(r, self.image_size, self.sigma) for r in residuals) / channels)
+        image = to_maps(residuals[0], self.image_size, self.sigma)
+        total = image + sum(self._layer_maps(residuals[1:], self.layers))
+        return with_maximum(total / (3 + len(self.mean_)))

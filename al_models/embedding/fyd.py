@@ -40,7 +40,7 @@ from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.epochs import moved
 from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import choose_channels, stack_layers, unit_layers
+from al_models.parts.patches import channel_counts, choose_channels, stack_layers, unit_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
@@ -235,7 +235,12 @@ class Fyd(FeatureTrainedDetector):
         x, theta = self._embed(network, batch)
         self.mean_, self.whitening_ = self.mean_.to(x.device), self.whitening_.to(x.device)
         distances = mahalanobis(x, self.mean_, self.whitening_).T  # (n, p)
-        maps = to_maps(distances.reshape(-1, *self._finest()[1]), self.image_size, self.sigma)
+        maps = to_maps(
+            distances.reshape(-1, *self._finest()[1]),
+            self.image_size,
+            self.sigma,
+            self._offset(channel_counts(batch.features, self.layers)),
+        )
         # What the aligned frame does not show is like its border: a reflection would show a defect twice.
         return with_maximum(warp(maps[:, None], inverse(theta), "border")[:, 0])
 

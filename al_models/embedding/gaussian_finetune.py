@@ -39,7 +39,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveFloat
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.gaussian import PositionGaussians, pack_symmetric, unpack_symmetric, whitening
-from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.maps import SIGMA
 from al_models.parts.patches import on_device
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
@@ -168,7 +168,7 @@ class GaussianFinetune(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         layers = self._distances(network, standardised(batch.images, self.feature_spec()))
-        return with_maximum(torch.stack([to_maps(x, self.image_size, self.sigma) for x in layers]).sum(0))
+        return with_maximum(torch.stack(self._layer_maps(layers, sorted(set(self.layers)))).sum(0))
 
     def state(self) -> dict[str, np.ndarray]:
         """As learned, without the zeros of the triangular whitenings: half the bytes."""

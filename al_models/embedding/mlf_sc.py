@@ -35,7 +35,7 @@ from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import on_device
+from al_models.parts.patches import channel_counts, on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _MINIBATCH = 32
@@ -154,7 +154,7 @@ class MlfSc(Detector):
         coded = [self._errors(part) for part in stacked.split(max(1, _VALUES_AT_ONCE // values))]
         errors, scores = (torch.cat(parts) for parts in zip(*coded, strict=True))
         whole = F.pad(errors, (self.border,) * 4, mode="replicate")[:, 0]  # (n, grid, grid)
-        maps = to_maps(whole, self.image_size, self.sigma)
+        maps = to_maps(whole, self.image_size, self.sigma, self._offset(channel_counts(batch.features, self.layers)))
         return Prediction(batch.ids, maps.cpu().numpy(), scores.cpu().numpy())
 
     def _errors(self, stacked: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.maps import SIGMA
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
 
@@ -159,5 +159,5 @@ class Mlir(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         _, differences = self._differences(network, batch)
-        maps = [to_maps(difference, self.image_size, self.sigma) for difference in differences]
+        maps = self._layer_maps(differences, self.layers)
         return with_maximum(sum(weight * values for weight, values in zip(network.attention(), maps, strict=True)))

@@ -29,7 +29,7 @@ from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, Positi
 from al_models.parts.coreset import greedy_coreset
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import ApproximateIndex, nearest
-from al_models.parts.patches import as_vectors, on_device, patch_vectors, stack_layers, unit_of
+from al_models.parts.patches import as_vectors, channel_counts, on_device, patch_vectors, stack_layers, unit_of
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _PATCHES_AT_ONCE = 2**16
@@ -78,7 +78,10 @@ class Patchcore(Detector):
             progress=lambda done, of: runtime.progress("fit patchcore: coreset", done, of),
         )
         self.bank_ = patches[rows.to(patches.device)].float().to(runtime.device)  # (m, c)
-        self.unit_ = _unit(patches)
+        variances = _variances(patches)
+        self.unit_ = unit_of(variances).float()
+        counts = channel_counts(source.read([0]).features, self.layers)
+        self.shares_ = torch.stack([part.sum() for part in variances.split(list(counts.values()))])  # (layers,)
         self._index = None
         if self.index is not None:
             sample = torch.randperm(len(patches), generator=generator)[:_RECALL_QUERIES]
@@ -102,7 +105,8 @@ class Patchcore(Detector):
         search = partial(nearest, bank=self.bank_) if self.index is None else self._approximate(self.index).nearest
         distances, rows = (found.view(n, h * w) for found in search(patches))
         scores = self._image_scores(patches.view(n, h * w, -1), distances, rows)
-        return to_maps(distances.view(n, h, w), self.image_size, self.sigma), scores
+        offset = self._offset(dict(zip(self.layers, self.shares_.tolist(), strict=True)))
+        return to_maps(distances.view(n, h, w), self.image_size, self.sigma, offset), scores
 
     def no_graph(self) -> str | None:
         """An approximate index, which only faiss can search, is none; the exact search of the whole bank is one."""
@@ -136,11 +140,11 @@ class Patchcore(Detector):
         return torch.cat([part.float() @ matrix for part in patches.split(_PATCHES_AT_ONCE)])
 
 
-def _unit(patches: Tensor) -> Tensor:
-    """`unit_of` all patches (m, c), of which there may be more than fit in memory: float32 ()."""
+def _variances(patches: Tensor) -> Tensor:
+    """Of each channel over all patches (m, c), of which there may be more than fit in memory: float64 (c,)."""
     sums = patches.new_zeros(2, patches.shape[1], dtype=torch.float64)  # of values and of squares
     for part in patches.split(_PATCHES_AT_ONCE):
         x = part.double()
         sums += torch.stack([x.sum(0), x.square().sum(0)])
     mean, squares = sums / len(patches)
-    return unit_of((squares - mean.square()).clamp(min=0)).float()
+    return (squares - mean.square()).clamp(min=0)

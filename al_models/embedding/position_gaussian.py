@@ -30,7 +30,7 @@ from al_models.parts.gaussian import (
     whitening,
 )
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import finest_grid, on_device, unit_of
+from al_models.parts.patches import channel_counts, finest_grid, on_device, unit_of
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _whitening_in_turn = threading.Lock()
@@ -101,7 +101,12 @@ class PositionGaussianDetector(Detector):
                 unit = unit_of(total_variance(count, self.mean_, self.scatter_))
                 self._whitening = whitening(count, self.scatter_, self.epsilon * float(unit) ** 2)
         distances = mahalanobis(self._embed(batch.features), self.mean_, self._whitening)  # (p, n)
-        maps = to_maps(distances.T.reshape(-1, *finest_grid(batch.features)), self.image_size, self.sigma)
+        maps = to_maps(
+            distances.T.reshape(-1, *finest_grid(batch.features)),
+            self.image_size,
+            self.sigma,
+            self._offset(channel_counts(batch.features, self.layers)),
+        )
         return maps, maps.amax((1, 2))
 
     def state(self) -> dict[str, np.ndarray]:

@@ -37,7 +37,15 @@ from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, Positi
 from al_models.parts.gaussian import mahalanobis
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
-from al_models.parts.patches import as_vectors, choose_channels, finest_grid, on_device, stack_layers, unit_of
+from al_models.parts.patches import (
+    as_vectors,
+    channel_counts,
+    choose_channels,
+    finest_grid,
+    on_device,
+    stack_layers,
+    unit_of,
+)
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _GROUP = 32
@@ -183,7 +191,12 @@ class Somad(Detector):
         for name in ("kept_", "units_", "mean_", "whitening_"):
             setattr(self, name, getattr(self, name).to(runtime.device))
         distances = self._distances(self._patches(batch, runtime))
-        maps = to_maps(distances.view(len(batch), *finest_grid(batch.features)), self.image_size, self.sigma)
+        maps = to_maps(
+            distances.view(len(batch), *finest_grid(batch.features)),
+            self.image_size,
+            self.sigma,
+            self._offset(channel_counts(batch.features, self.layers)),
+        )
         return Prediction(batch.ids, maps.cpu().numpy(), maps.amax((1, 2)).cpu().numpy())
 
     def _distances(self, patches: Tensor) -> Tensor:

@@ -23,8 +23,11 @@ from al_models.detector import Detector
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
-from al_models.parts.patches import as_vectors, on_device, stack_layers
+from al_models.parts.patches import as_vectors, layer_scales, on_device, stack_layers
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
+
+_SAMPLED = 32
+"""Images that tell how large a share of a distance each layer has."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +61,8 @@ class Spade(Detector):
         self.pooled_ = torch.cat(pooled)  # (n, c)
         for layer, parts in pyramid.items():
             setattr(self, f"layer{layer}_", torch.cat(parts))  # (n, c, h, w)
+        units = layer_scales(source, range(min(_SAMPLED, len(source))), self.layers, runtime.device)
+        self.shares_ = units.square() * torch.tensor([parts[0].shape[1] for parts in pyramid.values()])  # (layers,)
 
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         k = min(self.neighbours, len(self.pooled_))
@@ -66,7 +71,12 @@ class Spade(Detector):
         patches = torch.stack(
             [self._pixel_distances(pixels, chosen, runtime) for pixels, chosen in zip(stacked, rows, strict=True)]
         )  # (n, h, w)
-        maps = to_maps(patches, self.image_size, self.sigma)
+        maps = to_maps(
+            patches,
+            self.image_size,
+            self.sigma,
+            self._offset(dict(zip(self.layers, self.shares_.tolist(), strict=True))),
+        )
         return Prediction(batch.ids, maps.cpu().numpy(), distances.square().mean(1).sqrt().numpy())
 
     def _pixel_distances(self, pixels: Tensor, chosen: Tensor, runtime: Runtime) -> Tensor:

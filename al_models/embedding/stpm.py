@@ -34,7 +34,6 @@ from torch.nn import functional as F
 from al_models.parameters import NonNegativeFloat
 from al_models.parts.backbone import standardised, untrained
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
 
@@ -71,7 +70,7 @@ class Stpm(FeatureTrainedDetector):
         return torch.stack([distance.mean() for distance in self._distances(network, batch)]).sum()
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        maps = [to_maps(distance, self.image_size, self.sigma) for distance in self._distances(network, batch)]
+        maps = self._layer_maps(self._distances(network, batch), sorted(set(self.layers)))
         return with_maximum(torch.stack(maps).prod(0) ** (1 / len(maps)))  # (n, size, size)
 
     def _distances(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:

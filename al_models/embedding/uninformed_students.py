@@ -45,7 +45,7 @@ from al_models.parts.backbone import standardised
 from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
-from al_models.parts.patches import channel_moments, stack_layers, standard_layers
+from al_models.parts.patches import channel_counts, channel_moments, stack_layers, standard_layers
 from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import Checkpoints, ImageBatch, ImageSource, Runtime, Traits
@@ -334,7 +334,9 @@ class UninformedStudents(FeatureTrainedDetector):
         measured = self._measured(network, batch)  # (n, s, 2, h, w)
         mean, std = (value.to(measured.device)[..., None, None] for value in (self.mean_, self.std_))
         z = (measured - mean) / std.clamp(min=1e-6)
-        maps = to_maps(z.sum(2).mean(1), self.image_size, self.sigma)
+        maps = to_maps(
+            z.sum(2).mean(1), self.image_size, self.sigma, self._offset(channel_counts(batch.features, self.layers))
+        )
         # Deviations of what students know well are tiny, and an anomaly may lie any number of them away.
         return with_maximum(maps.clamp(max=FLOAT16_MAX))
 

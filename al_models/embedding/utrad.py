@@ -41,7 +41,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
-from al_models.parts.patches import deviations_of, on_device, stack_layers
+from al_models.parts.patches import channel_counts, deviations_of, on_device, stack_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
@@ -216,4 +216,11 @@ class Utrad(FeatureTrainedDetector):
             side *= step
             pooled = F.avg_pool2d(relative[:, None], side)
             total = total + F.interpolate(pooled, size=(grid, grid), mode="bilinear", align_corners=False)[:, 0]
-        return with_maximum(to_maps(total / (1 + len(window_sides(grid))), self.image_size, self.sigma))
+        return with_maximum(
+            to_maps(
+                total / (1 + len(window_sides(grid))),
+                self.image_size,
+                self.sigma,
+                self._offset(channel_counts(batch.features, self.layers)),
+            )
+        )

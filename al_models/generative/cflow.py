@@ -38,7 +38,6 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Rotation, Scale, log_likelihood
 from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import to_maps
 from al_models.parts.patches import unit_layers
 from al_models.parts.train import Draw, TrainPlan
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -202,13 +201,13 @@ class Cflow(FeatureTrainedDetector):
                 self.highest_ = self.highest_.maximum(torch.stack([x.max() for x in found]).cpu())
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        maps = []
+        scores = []
         for found, highest, (_, h, w) in zip(
             self._likelihoods(network, batch), self.highest_.tolist(), self._shapes(), strict=True
         ):
             lacking = 1 - (found - highest).clamp(max=0).exp()  # (p, n), 0 where as likely as the likeliest
-            maps.append(to_maps(lacking.T.reshape(-1, h, w), self.image_size, self.sigma))
-        return with_maximum(torch.stack(maps).sum(0))
+            scores.append(lacking.T.reshape(-1, h, w))
+        return with_maximum(torch.stack(self._layer_maps(scores, self.layers)).sum(0))
 
     def _likelihoods(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:
         """Log-likelihood a channel (p, n) of each layer."""

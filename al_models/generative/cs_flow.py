@@ -38,7 +38,6 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector
 from al_models.types import SCALE_STEP, FeatureSpec, ImageBatch, ImageSource, Runtime, Traits
 
@@ -163,7 +162,7 @@ class CsFlow(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         z, _ = network(self._maps(batch))
-        maps = to_maps(z[0].square().mean(1), self.image_size, self.sigma)
+        maps = self._layer_maps([z[0].square().mean(1)], self.layers)[0]
         return maps.clamp(max=FLOAT16_MAX), (0.5 * _vectors(z).square().mean(1)).clamp(max=FLOAT16_MAX)
 
     def _maps(self, batch: ImageBatch) -> list[Tensor]:

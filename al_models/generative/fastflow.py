@@ -34,7 +34,6 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Permutation, Scale, Subnet
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import to_maps
 from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
 
@@ -108,7 +107,7 @@ class Fastflow(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         unlikely = [1 - torch.exp(-0.5 * z.square().mean(1)) for z, _ in self._mapped(network, batch)]  # (n, h, w) each
-        maps = [to_maps(values, self.image_size, self.sigma) for values in unlikely]
+        maps = self._layer_maps(unlikely, self.layers)
         return with_maximum(torch.stack(maps).mean(0))
 
     def _mapped(self, network: nn.Module, batch: ImageBatch) -> list[tuple[Tensor, Tensor]]:

@@ -37,7 +37,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.gaussian import PositionGaussians
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.parts.patches import as_vectors, on_device, stack_layers
+from al_models.parts.patches import as_vectors, channel_counts, on_device, stack_layers
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _BLOCK_ELEMENTS = 2**22  # 16 MiB of float32 kernel values at a time
@@ -163,7 +163,7 @@ class Ocsvm(Detector):
         patches = self._whitened(as_vectors(stacked))
         inside = kernel_sum(patches, self.centres_, self.weights_, self._gamma(patches)) - self.rho_
         outside = -inside.view(len(batch), *stacked.shape[2:])  # (n, h, w)
-        maps = to_maps(outside, self.image_size, self.sigma)
+        maps = to_maps(outside, self.image_size, self.sigma, self._offset(channel_counts(batch.features, self.layers)))
         return Prediction(batch.ids, maps.cpu().numpy(), outside.amax((1, 2)).cpu().numpy())
 
     def _standardise(self, source: ImageSource, rng: np.random.Generator, runtime: Runtime) -> tuple[Tensor, int]:

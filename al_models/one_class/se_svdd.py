@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.maps import SIGMA
 from al_models.parts.patches import channel_moments, on_device, standard_layers
 from al_models.parts.train import seeded
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -153,5 +153,5 @@ class SeSvdd(FeatureTrainedDetector):
         return torch.stack([distance.mean() for distance in self._distances(network, batch)]).mean()
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        maps = [to_maps(distance, self.image_size, self.sigma) for distance in self._distances(network, batch)]
+        maps = self._layer_maps(self._distances(network, batch), self._levels())
         return with_maximum(torch.stack(maps).mean(0))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import timm
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 import al_models.parts.precision  # noqa: F401 (full float32 on GPUs)
 from al_models.errors import InvalidInput, WeightsUnavailable, unknown
 from al_models.parts.hub import asks_hub_once
+from al_models.parts.offsets import Offset, measured_offsets, probe_side
 from al_models.parts.weights import OFFLINE_BACKBONE, PACKAGES, packaged_weights, weights_file
 from al_models.types import SCALE_STEP, FeatureSpec
 
@@ -58,6 +60,17 @@ class Backbone:
         parts = [self.features(standardised(part, self.spec)) for part in images.split(_AT_ONCE)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
+    @cached_property
+    def offsets(self) -> dict[int, Offset]:
+        """Key -> how far the cells lie beside what they answer to; a transformer's patches lie where they are."""
+        if _fixed_size(self.spec):
+            return dict.fromkeys(self.spec.keys, (0.0, 0.0))
+        # Of several scales each is padded in its own way, so their images keep their size.
+        side = probe_side(self.spec.image_size) if set(self.spec.scales) == {1} else self.spec.image_size
+        small = copy.copy(self)
+        small.spec = replace(self.spec, image_size=side)
+        return measured_offsets(small, side)
+
     def features(self, x: Tensor) -> dict[int, Tensor]:
         """float32 (n, 3, h, w), as `standardised` gives it -> key -> (n, c, h, w). Gradients reach x."""
         found = {}
@@ -93,8 +106,7 @@ def _check_scales(spec: FeatureSpec) -> None:
         raise InvalidInput(f"scales={spec.scales} was given; name at least one share of the image size, 1.0 for all")
     if len(spec.scales) > 1 and max(spec.layers) >= SCALE_STEP:
         raise InvalidInput(f"layers={spec.layers} was given; with several scales they must be below {SCALE_STEP}")
-    cfg = timm.get_pretrained_cfg(spec.backbone)
-    if cfg and cfg.fixed_input_size and set(spec.scales) != {1}:
+    if _fixed_size(spec) and set(spec.scales) != {1}:
         raise InvalidInput(
             f"{spec.backbone} takes images of one size, and scales={spec.scales} was given; leave them at (1.0,), or "
             "take a CNN"
@@ -196,8 +208,12 @@ def _location_argument(spec: FeatureSpec) -> dict[str, object]:
 
 def _size_argument(spec: FeatureSpec) -> dict[str, object]:
     """Most transformers are built for one image size; convolutions take any, and no such argument."""
+    return {"img_size": spec.image_size} if _fixed_size(spec) else {}
+
+
+def _fixed_size(spec: FeatureSpec) -> bool:
     cfg = timm.get_pretrained_cfg(spec.backbone)
-    return {"img_size": spec.image_size} if cfg and cfg.fixed_input_size else {}
+    return bool(cfg and cfg.fixed_input_size)
 
 
 def _local_weights(spec: FeatureSpec) -> dict[str, Tensor] | None:

@@ -13,22 +13,28 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
-from torch.nn import functional as F
+
+from al_models.parts.offsets import Offset
 
 SIGMA = 4.0
 
 
-def to_maps(patches: Tensor, size: int, sigma: float = SIGMA) -> Tensor:
-    """Patch scores (n, h, w) -> smoothed maps float32 (n, size, size). sigma in pixels of the map, 0 for none."""
-    rows = _operator(patches.shape[1], size, sigma).to(patches.device)
-    columns = _operator(patches.shape[2], size, sigma).to(patches.device)
+def to_maps(patches: Tensor, size: int, sigma: float = SIGMA, offset: Offset = (0.0, 0.0)) -> Tensor:
+    """Patch scores (n, h, w) -> smoothed maps float32 (n, size, size).
+
+    In pixels of the map: `sigma`, 0 for none, and `offset`, how far below and right of what they tell of patches lie.
+    """
+    rows = _operator(patches.shape[1], size, sigma, offset[0]).to(patches.device)
+    columns = _operator(patches.shape[2], size, sigma, offset[1]).to(patches.device)
     return rows @ patches.float() @ columns.T
 
 
-@lru_cache(maxsize=16)
-def _operator(grid: int, size: int, sigma: float) -> Tensor:
-    """(size, grid): upsample a line of patches, then smooth it."""
-    upsample = F.interpolate(torch.eye(grid)[None], size=size, mode="linear", align_corners=False)[0].T
+@lru_cache(maxsize=64)
+def _operator(grid: int, size: int, sigma: float, offset: float) -> Tensor:
+    """(size, grid): upsample a line of patches, moved back by its offset, then smooth it."""
+    place = (torch.arange(size, dtype=torch.float64) + 0.5 + offset) * grid / size - 0.5
+    distance = place.clamp(0, grid - 1)[:, None] - torch.arange(grid)
+    upsample = (1 - distance.abs()).clamp(min=0).float()
     if sigma == 0:
         return upsample.contiguous()
     return torch.from_numpy(gaussian_filter1d(upsample.double().numpy(), sigma, axis=0).astype(np.float32))

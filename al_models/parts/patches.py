@@ -37,6 +37,11 @@ def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode:
     return torch.cat(resized, dim=1)
 
 
+def channel_counts(features: Mapping[int, Tensor], layers: Sequence[int]) -> dict[int, int]:
+    """Layer -> its channels: the shares of layers (n, c_l, h_l, w_l) in a stack all of whose channels count alike."""
+    return {layer: features[layer].shape[1] for layer in layers}
+
+
 def finest_grid(features: Mapping[int, Tensor]) -> tuple[int, int]:
     """(h, w) of the layer with the most positions."""
     h, w = max((f.shape[2:] for f in features.values()), key=lambda shape: shape[0] * shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import torch
 
 from al_models.errors import InvalidInput
 from al_models.parts.images import load_images, resize
+from al_models.parts.offsets import Offset
 from al_models.types import ImageBatch, ImageSource, Runtime
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ class MemorySource(ImageSource):
         self._device = runtime.device
         with ThreadPoolExecutor() as pool:  # hashing goes on without the interpreter's lock
             self.ids = tuple(pool.map(_name, self._items))
+
+    @property
+    def offsets(self) -> Mapping[int, Offset]:  # type: ignore[override]
+        """Those of the backbone, measured when they are asked for."""
+        if self._spec is None:
+            return {}
+        from al_models.parts.backbone import cached_backbone
+
+        return cached_backbone(self._spec, self._device).offsets
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The images of these rows, resized, with the features asked for."""

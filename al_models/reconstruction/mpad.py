@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
-from al_models.parts.maps import SIGMA, to_maps
+from al_models.parts.maps import SIGMA
 from al_models.parts.neighbors import nearest
 from al_models.parts.patches import as_vectors, channel_moments, standard_layers
 from al_models.trained import FeatureTrainedDetector, with_maximum
@@ -170,4 +170,4 @@ class Mpad(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         residuals, _ = self._residuals(network, batch)
-        return with_maximum(sum(to_maps(residual, self.image_size, self.sigma) for residual in residuals))
+        return with_maximum(sum(self._layer_maps(residuals, self.layers)))
