@@ -1,17 +1,18 @@
 """What a run would do, before anything is computed: its cells, what is there already, features, time and disk.
 
 Every step is asked for its output in the order of the run, and only looks. Seconds come from the records in the store,
-per image and step: of the same method where there are any, so a first run has no estimate. Of a search it says what is
-to be tried, and nothing of what is there: which trials go on is not known before.
+per image and step: of the same method where there are any. A first run has no estimate, but for a method of which one
+training has begun: its checkpoint, left after seconds, tells the rate. Of a search it says what is to be tried, and
+nothing of what is there: which trials go on is not known before.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from math import prod
 from statistics import median
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from al_models.parts.backbone import feature_shapes
+from al_models.parts.train import whole_seconds
 from al_models.types import FeatureSpec
 from flows.category import CategorySteps, all_listed, listed
 from flows.runfile import RunFile, SearchRun
@@ -27,7 +29,7 @@ from flows.searchrun import in_words
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import inputs_of
+from tasks.compute import detector_of, inputs_of
 from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fit import fit
@@ -36,6 +38,7 @@ from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
 from tasks.steps import NotMadeYet, only_looking
+from tasks.stored import StoredCheckpoints
 from tasks.validate import CategoryStopped, validate
 
 STEPS = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
@@ -120,6 +123,10 @@ class Rates:
                 seen[step, record.method if step in _READS else None].append(rate)
         self.rates = {of: median(rates) for of, rates in seen.items()}
 
+    def note(self, step: str, method: str, seconds: float, images: int) -> None:
+        """What one that has begun takes, where no record tells."""
+        self.rates.setdefault((step, method), seconds / max(1, images))
+
     def seconds(self, step: str, method: str | None, images: int) -> float | None:
         """The estimate for so many images; None without a record of this step (and method)."""
         rate = self.rates.get((step, method if step in _READS else None))
@@ -130,7 +137,7 @@ class _Looked:
     """What is there of one category."""
 
     def __init__(self, run: RunFile, store: Store, category: Category, plan: Plan, rates: Rates) -> None:
-        self.run, self.category, self.plan, self.rates = run, category, plan, rates
+        self.run, self.store, self.category, self.plan, self.rates = run, store, category, plan, rates
         counts = store.get(category.catalogue).meta["counts"]
         self.images = {"train": counts.get("train", 0), "test": sum(n for k, n in counts.items() if k[:5] == "test_")}
         self.images["all"] = sum(n for name, n in counts.items() if name != "without_mask")
@@ -147,9 +154,10 @@ class _Looked:
                 made = ask() if ask else None
             except NotMadeYet as error:
                 made, missing = error.key, True
+            images = self.images[_READS.get(step, "all")]
             if missing:
                 left.append(step)
-            images = self.images[_READS.get(step, "all")]
+                self._note_begun(step, cell, made, images)
             seconds = self.rates.seconds(step, cell.method, images)
             noted = PlannedStep(step, f"{self.category.name} {what}".strip(), images, not missing, size_of, seconds)
             self.plan.steps.setdefault((step, self.category.name, of), noted)
@@ -166,6 +174,15 @@ class _Looked:
             features = look("extract", spec, what, ask, self._of_features(spec))
         self._of_cell(look, cell, validated, features, spec is None, size)
         return PlannedCell(cell, tuple(left))
+
+    def _note_begun(self, step: str, cell: Cell, key: str | None, images: int) -> None:
+        """The rate of a training that was begun."""
+        if step != "fit" or key is None:
+            return
+        state = StoredCheckpoints(self.store, f"checkpoints/{key}.safetensors").load()
+        if state is not None:
+            minutes = detector_of(cell).params().get("max_minutes") or math.inf
+            self.rates.note("fit", cell.method, min(60 * minutes, whole_seconds(state)), images)
 
     def _validated(self, look: Callable[..., Any], size: int) -> Validated | None:
         """The judged images; None where that is still to be done, so that nobody can name what follows."""
@@ -205,7 +222,7 @@ class _Looked:
         return self.images["all"] * size * size * 3 * _BYTE
 
     def _of_features(self, spec: FeatureSpec) -> int:
-        return self.images["all"] * sum(prod(shape) for shape in feature_shapes(spec).values()) * _HALF
+        return self.images["all"] * sum(math.prod(shape) for shape in feature_shapes(spec).values()) * _HALF
 
 
 def tables(found: Plan) -> list[RenderableType]:

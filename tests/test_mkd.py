@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from al_models.embedding.mkd import Cloner, Mkd, disagreement
+from al_models.embedding.mkd import Cloner, Mkd, disagreement, local_disagreement
 from al_models.errors import InvalidInput
 from al_models.parts.backbone import cached_backbone, standardised
 
@@ -71,29 +71,44 @@ def test_both_terms_begin_at_one(learned):
     assert float(disagreement(zeros, theirs, learned._weights(theirs[0].device)).mean()) == pytest.approx(4, rel=1e-3)
 
 
+def judged(detector, x):
+    """What a layer is judged by, all but the first: the cloner's, the backbone's, and its weight."""
+    theirs = detector._unit(cached_backbone(detector.feature_spec()).features(x))
+    return [list(part)[1:] for part in (detector.network_(x), theirs, detector._weights(x.device))]
+
+
+def loss_of(detector, x):
+    mine, theirs, weights = judged(detector, x)
+    return disagreement(mine, theirs, torch.stack(weights))
+
+
 def test_the_map_is_the_smoothed_gradient_of_each_image_alone(learned):
     images = noise(3, seed=1)
     prediction = learned.predict(images)
-    spec = learned.feature_spec()
+    paper = Mkd(**{**learned.params(), "layers": (2, 3), "score": "mean"}).load_state(learned.state()).predict(images)
+    np.testing.assert_array_equal(paper.maps, prediction.maps)
     for row, image in enumerate(torch.from_numpy(images).split(1)):
-        x = standardised(image, spec).requires_grad_()
-        theirs = learned._unit(cached_backbone(spec).features(x))
-        loss = disagreement(learned.network_(x), theirs, learned._weights(x.device)).squeeze()
+        x = standardised(image, learned.feature_spec()).requires_grad_()
+        loss = loss_of(learned, x).squeeze()
         loss.backward()
         saliency = x.grad.abs().sum(1)[0].numpy() * SIZE
         np.testing.assert_allclose(prediction.maps[row], gaussian_filter(saliency, 4), rtol=2e-3)
-        assert prediction.scores[row] == pytest.approx(loss.item(), rel=1e-4)
+        assert paper.scores[row] == pytest.approx(loss.item(), rel=1e-4)
+        last = [values[-1] for values in judged(learned, x.detach())]
+        assert prediction.scores[row] == pytest.approx(local_disagreement(*last).max().item(), rel=1e-4)
+
+
+def test_the_disagreement_of_a_position_is_that_of_its_vectors():
+    mine, theirs = torch.randn(2, 1, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = local_disagreement(mine, theirs, torch.tensor(0.7))
+    a, b = mine[0, :, 1, 2], theirs[0, :, 1, 2]
+    expected = 1 - a @ b / a.norm() / b.norm() + 0.7 * (a - b).square().mean()
+    torch.testing.assert_close(found[0, 1, 2], expected)
 
 
 def test_the_gradient_is_that_of_finite_differences(learned):
     image = torch.from_numpy(noise(1, seed=2))
-    spec = learned.feature_spec()
-    x = standardised(image, spec)
-
-    def loss(x):
-        theirs = learned._unit(cached_backbone(spec).features(x))
-        return float(disagreement(learned.network_(x), theirs, learned._weights(x.device)))
-
+    x = standardised(image, learned.feature_spec())
     plain = Mkd(**{**learned.params(), "layers": (2, 3), "sigma": 0.0}).load_state(learned.state())
     slopes = plain.predict(image.numpy()).maps[0] / SIZE
     row, column = np.unravel_index(slopes.argmax(), slopes.shape)
@@ -103,7 +118,7 @@ def test_the_gradient_is_that_of_finite_differences(learned):
             up, down = x.clone(), x.clone()
             up[0, colour, row, column] += step
             down[0, colour, row, column] -= step
-            total += abs(loss(up) - loss(down)) / (2 * step)
+            total += abs(float(loss_of(learned, up)) - float(loss_of(learned, down))) / (2 * step)
     assert slopes[row, column] == pytest.approx(total, rel=0.2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Command
 from sweep_runs import PADIM, PATCHCORE, manifests, run_file, run_flow
@@ -11,11 +12,13 @@ from sweep_runs import PADIM, PATCHCORE, manifests, run_file, run_flow
 from al_models.parts.backbone import Backbone, feature_shapes
 from al_models.types import FeatureSpec
 from flows.plan import Rates, plan
-from flows.runfile import DataSource, RunFile, SearchRun, to_toml
+from flows.runfile import DataSource, MethodRun, RunFile, SearchRun, to_toml
 from storage.records import RunRecord
 from storage.store import Store
+from tasks.stored import StoredCheckpoints
 
 ALL = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
+LIMITS: tuple[dict[str, float], ...] = ({}, {"max_minutes": 10})
 OWN = ("fit", "calibrate", "predict", "evaluate")
 
 
@@ -41,6 +44,24 @@ def test_a_plan_says_what_a_run_then_does(api: str, demo_root: Path, tmp_path: P
     assert [cell.left for cell in after.cells] == [(), ()]
     assert after.to_do() == []
     assert after.bytes() == 0
+
+
+def test_a_training_that_was_begun_tells_how_long_it_takes(
+    api: str, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_file(tmp_path / "store", demo_root, PADIM)
+    run_flow(run)  # so that what a training reads is there, and its name known
+    long = [MethodRun(name="dfr", params={"image_size": PADIM.params["image_size"], **more}) for more in LIMITS]
+    half_way = {"plan": np.frombuffer(b'{"steps": 1000}', np.uint8), "counters": np.array([100, 0, 0])}
+    for method, seconds in zip(long, (3000, 600), strict=True):
+        found = plan(run.model_copy(update={"methods": [method]}))
+        (fit,) = (step for step in found.to_do() if step.name == "fit")
+        assert fit.seconds is None
+        with monkeypatch.context() as patched:
+            patched.setattr(StoredCheckpoints, "load", lambda self: half_way | {"elapsed_s": np.array(300.0)})
+            found = plan(run.model_copy(update={"methods": [method]}))
+        (fit,) = (step for step in found.to_do() if step.name == "fit")
+        assert fit.seconds == pytest.approx(seconds)
 
 
 def test_a_shared_step_is_planned_once(demo_root: Path, tmp_path: Path) -> None:

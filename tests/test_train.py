@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 
 import numpy as np
@@ -12,8 +13,9 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 from al_models.errors import InvalidInput, UnknownName
+from al_models.parts import train as module
 from al_models.parts.losses import ssim_loss, ssim_map
-from al_models.parts.train import TrainPlan, Turn, hold_out, rate, seeded, train
+from al_models.parts.train import TrainPlan, Turn, hold_out, in_hours, rate, seeded, train, whole_seconds
 from al_models.types import Runtime
 from storage.store import Store
 from tasks.stored import StoredCheckpoints
@@ -70,6 +72,31 @@ def fit(runtime=Runtime(), kill_at=None, validated=True, **changes):  # noqa: B0
 
 def same_bits(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "max_minutes=10 ends it after ten"),
+        ({"max_minutes": 2.0}, "max_minutes=2 ends it before"),
+        ({"patience": 5}, "unless held-out images end it earlier; max_minutes=10"),
+    ],
+)
+def test_a_long_training_is_told_once_and_before(changes, told, monkeypatch, caplog):
+    monkeypatch.setattr(module, "RATE_AFTER_S", 0.0)
+    fit(kill_at=None, steps=3, **changes)
+    assert caplog.text == ""  # a short one
+    kept = Kept()
+    with pytest.raises(Killed):
+        fit(Runtime(checkpoints=kept), kill_at=5, steps=10_000_000, checkpoint_every_s=3600.0, **changes)
+    (record,) = caplog.records
+    assert told in record.getMessage()
+    assert re.search(r"10000000 steps take about \d+ h \d+ min at this rate", record.getMessage())
+    assert whole_seconds(kept.load()) > 600, "the rate is kept with the first checkpoint"
+
+
+def test_hours_are_written_for_people():
+    assert [in_hours(s) for s in (590, 3600, 7810)] == ["10 min", "1 h 0 min", "2 h 10 min"]
 
 
 @pytest.mark.parametrize("kill_at", [2, 9, 26])

@@ -22,7 +22,8 @@ AUROC 83 instead of 74; on `grid` 99.5 either way, but PRO 94 instead of 97). Th
 
 Differs from the papers: the authors' code pads the image by reflection before the network; features are stored without,
 so border positions are cut and the nearest inner ones repeated. It keeps 35 of 256 channels of ResNet-50; the offline
-backbone has 24 to 112, and what varies least finds the most, so all are kept. It aggregates by regions; the blocks,
+backbone has 24 to 112, and what varies least finds the most, so all are kept. It tests each component by itself, and
+the smallest NFA of them counts; here a position's components are added up first. It aggregates by regions; the blocks,
 their sizes, the pooling of their distances and the number of tests (one a block, over all layers and sizes) are our
 reading.
 

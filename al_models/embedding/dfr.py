@@ -9,13 +9,13 @@ The paper's: layers 1 to 12 of VGG-19 at 256 px, each resized to the image bilin
 4 x 4; channels c -> (c + 2d)/2 -> 2d -> d and back, batch norm and ReLU between (the authors' code, YoungGod/DFR); mean
 squared error, Adam at 1e-4, batches of 4, 700 epochs; no smoothing.
 
-Differs: layers finer than the regions are averaged over them and coarser ones upsampled to the finest grid there is, up
-to the interpolation's blur the same, without maps at image size. Channels are standardised by the good images' mean and
-deviation; the authors' code leaves them as they are, and PCA and loss then hear the loud channels only. The principal
-components are those of all training images, not of ten. The residual is averaged over channels, as in the code; the
-paper's sum is c times as much. The image score, which the paper leaves open, is the map's maximum. Along the rim, maps
-are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score;
-`frame=0` is the paper's form.
+Differs: three layers of EfficientNet-Lite0, the ends of its stages, stand for the twelve. Layers finer than the regions
+are averaged over them and coarser ones upsampled to the finest grid there is, up to the interpolation's blur the same,
+without maps at image size. Channels are standardised by the good images' mean and deviation; the authors' code leaves
+them as they are, and PCA and loss then hear the loud channels only. The principal components are those of all training
+images, not of ten. The residual is averaged over channels, as in the code; the paper's sum is c times as much. The
+image score, which the paper leaves open, is the map's maximum. Along the rim, maps are brought to the level that good
+images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the paper's form.
 
 Shapes: n images, p = h * w regions, c channels of all layers, d of the bottleneck.
 """

@@ -5,12 +5,13 @@ The idea: a small network, the cloner, learns on good images to give the feature
 at several critical layers: their values, and the direction of each layer's whole feature vector. On an anomaly the two
 disagree. How much they do is the image's score; where, says the gradient of that loss with respect to the image.
 
-The paper's: VGG-16, whose last four pooling layers are the critical ones, and a cloner whose blocks are 16 channels
-wide up to their last convolution, with batch norm but before a pooling layer; ADAM at 1e-3, batches of 64, 500 epochs;
-the loss of a layer is the mean squared difference and 1 - the cosine, weighted so that both begin at the same scale
-(the authors' code: 0.5 on the values for MVTec AD, 0.01 elsewhere). The paper compares three gradients: plain,
-SmoothGrad and guided; this is the plain one, its absolute values summed over the colours and smoothed (sigma 4), as in
-the authors' code.
+The paper's, with the authors' code (rohban-lab/Knowledge_Distillation_AD): images of 128 px, VGG-16, whose last four
+pooling layers are the critical ones, and a cloner whose blocks are 16 channels wide up to their last convolution, with
+batch norm but before a pooling layer; ADAM at 1e-3, batches of 64, 601 epochs for MVTec AD; the loss of a layer is the
+mean squared difference and 1 - the cosine, weighted so that both begin at the same scale (0.5 on the values for MVTec
+AD, 0.01 elsewhere). The first critical layer counts in training only. The image's score is the loss over the whole
+image, `score="mean"`. The paper compares three gradients: plain, SmoothGrad and guided; this is the plain one, its
+absolute values summed over the colours and smoothed (sigma 4), as in the code.
 
 Ours: EfficientNet-Lite0, whose stages at strides 4 to 16 stand for the pooling layers; the paper's go on to 32, which
 `layers=(1, 2, 3, 4)` would be, but that stage's gradient is coarse (one network after 4 epochs of `grid`, pixel AUROC:
@@ -19,9 +20,10 @@ compared, and it comes after the pooling, which would take maxima of signed valu
 the papers' features (`parts/patches.py`, RECTIFIED), which the cloner's weights begin at. The squared difference is
 divided by the mean square of the layer on good images: it begins near 1, as 1 - the cosine does. The authors' code
 stretches each gradient map to 0..1, between its minimum and its 99th percentile; here maps keep their scale, so that
-images compare (times the image's side, since half precision would round values of 1e-5). In the authors' code the first
-critical layer counts in training but not in judging; here it does. Their opening by a disc of 3 pixels is of
-thresholded maps and left out.
+images compare (times the image's side, since half precision would round values of 1e-5). Their opening by a disc of 3
+pixels is of thresholded maps and left out. They show pixels in [0, 1] to both networks; here both get them as the
+backbone's weights were trained on. The mean over a whole image hides a small defect, so the image's score is the
+maximum over positions of the last layer's disagreement.
 
 Shapes: n images, c channels of a layer, h x w positions of a layer.
 """
@@ -31,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,12 @@ from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import layer_scales, unit_layers
 from al_models.trained import FeatureTrainedDetector
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
+
+
+def local_disagreement(mine: Tensor, theirs: Tensor, weight: Tensor) -> Tensor:
+    """1 - cosine and mean squared difference times `weight` of each position of a layer (n, c, h, w): (n, h, w)."""
+    a, b = mine.float(), theirs.float()
+    return 1 - F.cosine_similarity(a, b) + weight * (a - b).square().mean(1)
 
 
 def disagreement(mine: Sequence[Tensor], theirs: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -111,12 +119,15 @@ class Mkd(FeatureTrainedDetector):
         "learning_rate": 3e-3,
     }
 
-    epochs: int = 500
+    image_size: PositiveInt = 128
+    epochs: int = 601
     batch_size: int = 64
     width: PositiveInt = 16
     """Channels of the cloner between its critical convolutions."""
     value_weight: NonNegativeFloat = 1.0
     """Of the squared difference, against 1 of the direction."""
+    score: Literal["maximum", "mean"] = "maximum"
+    """Of an image: the last layer's worst position, or the paper's loss over the whole image."""
     sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
@@ -158,8 +169,12 @@ class Mkd(FeatureTrainedDetector):
         source = cached_backbone(spec, str(batch.images.device))
         x = standardised(batch.images, spec).requires_grad_()  # (n, 3, h, w)
         with torch.enable_grad():
-            losses = disagreement(network(x), self._unit(source.features(x)), self._weights(x.device))  # (n,)
+            mine, theirs, weights = network(x), self._unit(source.features(x)), self._weights(x.device)
+            judged = slice(len(mine) > 1, None)  # the first critical layer is for training
+            losses = disagreement(mine[judged], theirs[judged], weights[judged])  # (n,)
             # An image's loss depends on that image alone, so the gradient of the sum holds each one's own.
             (gradient,) = torch.autograd.grad(losses.sum(), x)
         saliency = gradient.abs().sum(1) * self.image_size  # (n, h, w)
-        return to_maps(saliency, self.image_size, self.sigma), losses.detach()
+        worst = local_disagreement(mine[-1], theirs[-1], weights[-1]).flatten(1).amax(1)
+        scores = losses if self.score == "mean" else worst
+        return to_maps(saliency, self.image_size, self.sigma), scores.detach()

@@ -81,13 +81,15 @@ class Vectors(ImageSource):
 
     def __init__(self, source: ImageSource, rotations: int, spec: FeatureSpec, runtime: Runtime) -> None:
         self.ids, self.batch_size = source.ids, source.batch_size
-        backbone, parts = cached_backbone(spec, runtime.device), list[Tensor]()
-        for done, batch in enumerate(source, start=1):
+        backbone, done = cached_backbone(spec, runtime.device), 0
+        for batch in source:
             for image in batch.images.to(runtime.device):
-                found = [pooled(backbone.features(x)) for x, _ in rotated(image, rotations, spec)]
-                parts.append(torch.cat(found).cpu())
-            runtime.progress("fit DifferNet: rotations", min(done * source.batch_size, len(source)), len(source))
-        self.vectors = torch.stack(parts)
+                found = torch.cat([pooled(backbone.features(x)) for x, _ in rotated(image, rotations, spec)])  # (r, d)
+                if not done:
+                    self.vectors = torch.empty(len(source), *found.shape)
+                self.vectors[done] = found.cpu()
+                done += 1
+            runtime.progress("fit DifferNet: rotations", done, len(source))
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The vectors of these rows."""

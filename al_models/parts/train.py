@@ -9,6 +9,7 @@ ends with the same bits on a CPU as one that was not, because all that the next 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,12 @@ from al_models.types import Checkpoints, Runtime
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCHEDULES = ("constant", "cosine", "one_cycle")
+RATE_AFTER_S = 5.0
+"""Seconds of training after which its rate is known, and how long it will take is told."""
+LONG_S = 600.0
+"""Seconds of training from which on that is worth a sentence."""
+
+logger = logging.getLogger(__name__)
 
 Draw = Callable[[int, torch.Generator], Any]
 """(step, generator on the CPU) -> a training batch; the same step and an equal generator give the same batch."""
@@ -169,10 +176,15 @@ def _glide(start: float, end: float, share: float) -> float:
 
 def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
     progress, plan = training.runtime.progress, training.plan
-    to_save, to_tell = _Every(plan.checkpoint_every_s), _Every(0.5)
+    to_save, to_tell, told = _Every(plan.checkpoint_every_s), _Every(0.5), False
     progress(training.what, training.step, plan.steps)
     while training.stopped_by() is None:
         training.advance()
+        if not told and training.elapsed_s >= RATE_AFTER_S:
+            told = True
+            _tell_how_long(training)
+            if checkpoints:  # a killed training tells its rate, too
+                checkpoints.save(training.state())
         if training.step % plan.check_every == 0 or training.stopped_by():
             training.look()
         if checkpoints and to_save.due():
@@ -180,6 +192,34 @@ def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
         if to_tell.due():
             progress(training.what, training.step, plan.steps)
     progress(training.what, plan.steps, plan.steps)
+
+
+def _tell_how_long(training: _Training) -> None:
+    """Say so once where a training will take long, at the rate of its first seconds."""
+    plan, seconds = training.plan, training.elapsed_s / training.step * training.plan.steps
+    if seconds < LONG_S:
+        return
+    limit = "max_minutes=10 ends it after ten"
+    if plan.max_minutes is not None:
+        if 60 * plan.max_minutes >= seconds:
+            return
+        limit = f"max_minutes={plan.max_minutes:g} ends it before"
+    stops = ", unless held-out images end it earlier" if plan.patience is not None and training.validate else ""
+    logger.warning(
+        "%s: %d steps take about %s at this rate%s; %s", training.what, plan.steps, in_hours(seconds), stops, limit
+    )
+
+
+def whole_seconds(state: Mapping[str, np.ndarray]) -> float:
+    """Seconds that all steps of a training take at the rate so far, of a checkpoint's state."""
+    plan = json.loads(np.asarray(state["plan"]).tobytes().decode())
+    return float(state["elapsed_s"]) / max(1, int(state["counters"][0])) * int(plan["steps"])
+
+
+def in_hours(seconds: float) -> str:
+    """A long time for people: `45 min`, `2 h 10 min`."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 class _Every:

@@ -70,7 +70,7 @@ def judged(dataset: str, root: str, detector, given) -> str:
     n, m = len(train), len(good)
     shown = images if detector.traits.needs_images else None
     start = time.perf_counter()
-    detector.fit(Stored(shown, features, range(n), names), Runtime(seed=given.seed))
+    detector.fit(Stored(shown, features, range(n), names, spec), Runtime(seed=given.seed))
     seconds = time.perf_counter() - start
     found = detector.predict(Stored(shown, features, range(n, len(images)), names), Runtime(seed=given.seed))
     return figures(found.maps, found.scores, m, masks, framed) + f"; fit {seconds:.0f} s"

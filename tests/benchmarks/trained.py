@@ -28,8 +28,9 @@ from features import Category, add, extracted
 from al_models import Runtime
 from al_models.detector import Detector
 from al_models.metrics import PixelCounts, image_metrics
+from al_models.parts.backbone import cached_backbone
 from al_models.registry import METHODS, detector_class
-from al_models.types import ImageBatch, ImageSource, Prediction
+from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction
 from tasks.split import fit_and_calibration
 
 
@@ -37,10 +38,16 @@ class Stored(ImageSource):
     """Some images of a category and what was extracted of them, in memory."""
 
     def __init__(
-        self, images: torch.Tensor | None, features: dict[int, torch.Tensor], rows: Sequence[int], names: Sequence[str]
+        self,
+        images: torch.Tensor | None,
+        features: dict[int, torch.Tensor],
+        rows: Sequence[int],
+        names: Sequence[str],
+        spec: FeatureSpec | None = None,
     ) -> None:
         self.images, self.features, self.rows = images, features, list(rows)
         self.ids = tuple(names[row] for row in rows)
+        self.offsets = cached_backbone(spec).offsets if spec else {}
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """uint8 (n, h, w, 3), and float16 (n, c, h, w) a layer."""
@@ -86,7 +93,7 @@ def judged(category: Category, name: str, detector: Detector, runtime: Runtime, 
     ids, _ = fit_and_calibration([replace(s, mask=None) for s in category.samples], runtime.seed)
     with _gpu_memory(runtime.device) as peaks:
         start = time.perf_counter()
-        detector.fit(Stored(shown, features, [row[i] for i in ids], names), runtime)
+        detector.fit(Stored(shown, features, [row[i] for i in ids], names, spec), runtime)
         fitted = time.perf_counter()
     test = [place for place, sample in enumerate(category.samples) if sample.split == "test"]
     source = Stored(shown, features, test, names)
