@@ -85,7 +85,7 @@ def test_the_map_is_how_far_the_likelihood_stays_below_the_highest_learned():
                 z, logdet = decoder.flow(vectors, decoder.positions)
                 likelihood = (logdet - 0.5 * (z**2).sum(1) - 0.5 * c * math.log(2 * math.pi)) / c
                 share = (likelihood - detector.highest_[place]).clamp(max=0).exp().view(1, h, w)
-                expected[image] += to_maps(1 - share, 128, 0.0)[0]
+                expected[image] += to_maps(1 - share, 128, 0.0, detector._offset({layer: 1}))[0]
     found = detector.predict(batch)
     np.testing.assert_allclose(found.maps, expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(found.scores, found.maps.max((1, 2)))

@@ -358,7 +358,7 @@ def test_data_that_is_not_there(
 
 @pytest.mark.usefixtures("api")
 def test_a_failed_cell_is_one_line_and_exit_code_1(demo_root: Path, tmp_path: Path) -> None:
-    options = ["--method", "patchcore", "--param", "patchcore.image_size=64", "--param", "patchcore.coreset_ratio=5"]
+    options = ["--method", "patchcore", "--param", "patchcore.image_size=64", "--param", "patchcore.index=nonsense"]
     options += ["--method", "padim", "--param", "padim.image_size=64", "--param", "padim.channels=10"]
     places = ["--store", str(tmp_path / "store"), "--report", str(tmp_path / "report")]
     data = ["--data", f"mvtec_ad={demo_root}", "--category", "brick"]
@@ -368,8 +368,7 @@ def test_a_failed_cell_is_one_line_and_exit_code_1(demo_root: Path, tmp_path: Pa
     assert ended.returncode == 1, ended.stderr
     watch, failed = ended.stderr.strip().splitlines()  # no log of Prefect or a library, no traceback
     assert watch.startswith("watch at http://127.0.0.1:")
-    reason = "coreset_ratio=5 was given; it is a share above 0 and up to 1"
-    assert failed == f"failed: patchcore mvtec_ad/brick: fit: {reason}"
+    assert failed.startswith("failed: patchcore mvtec_ad/brick: fit: faiss makes no index 'nonsense'")
     ranks = [line.split()[:2] for line in ended.stdout.splitlines()]
     assert ["1", "padim"] in ranks
     assert ended.stdout.endswith(f"report: {tmp_path / 'report' / 'index.html'}\n")

@@ -213,6 +213,12 @@ class KnowsOneBackbone(MeanImage):
         return Prediction(batch.ids, maps, maps.max((1, 2)))
 
 
+class MapsLieBeside(MeanImage):
+    def _predict(self, batch, runtime):
+        found = super()._predict(batch, runtime)
+        return replace(found, maps=np.roll(found.maps, 6, axis=2))
+
+
 class CountsImages(MeanImage):
     def _predict(self, batch, runtime):
         found = super()._predict(batch, runtime)
@@ -271,6 +277,7 @@ BROKEN = {
     LooksAtTheBatch: "batch_size_changes_nothing",
     CountsImages: "order_of_images_changes_nothing_in_predict",
     KnowsOneBackbone: "features_at_another_scale_rank_all_the_same",
+    MapsLieBeside: "maps_lie_where_the_images_do",
     DrawsGlobally: "equal_seed_equal_result",
     SeedsGlobally: "other_runs_leave_the_global_random_state_untouched",
     ForgetsWhatCameBefore: "more_images_are_learned_as_if_given_at_once",

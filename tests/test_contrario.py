@@ -178,7 +178,7 @@ def test_fitting_with_the_other_tail_forgets_the_first() -> None:
     own = detector().fit(FeatureSource({2: noise(2, seed=13)}))
     own.tail = "chi2"
     own.fit(FeatureSource({2: noise(2, seed=13)}))
-    assert own.state_names() == ["covariance2_", "mean2_"]
+    assert own.state_names() == ["covariance2_", "mean2_", "offsets_"]
 
 
 @pytest.mark.parametrize(

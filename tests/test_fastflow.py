@@ -62,10 +62,10 @@ def test_the_map_is_the_mean_over_the_layers():
     detector = replace(quick_detector(Fastflow), frame=0.0).fit(images.train)
     batch = detector._source(images.test, Runtime()).read(range(5))
     with torch.no_grad():
-        each = [
-            to_maps(1 - torch.exp(-0.5 * (flow(batch.features[layer])[0] ** 2).mean(1)), 128, 0.0)
-            for layer, flow in zip(detector.layers, detector.network_, strict=True)
-        ]
+        each = []
+        for layer, flow in zip(detector.layers, detector.network_, strict=True):
+            z = flow(batch.features[layer])[0]
+            each.append(to_maps(1 - torch.exp(-0.5 * z.square().mean(1)), 128, 0.0, detector._offset({layer: 1})))
     found = detector.predict(batch)
     np.testing.assert_allclose(found.maps, ((each[0] + each[1]) / 2).numpy(), atol=1e-5)
     assert found.maps.min() >= 0

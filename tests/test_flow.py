@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 STEPS = {"ingest", "prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate"}
-IMPOSSIBLE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 5})
+IMPOSSIBLE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio": 0.05, "index": "nonsense"})
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,10 @@ def test_a_cell_that_fails_is_a_record_and_the_others_finish(first: Ended, demo_
     shutil.copytree(first.store.url, tmp_path / "store")
     ended = run_flow(run_file(tmp_path / "store", demo_root, IMPOSSIBLE, PADIM))
     failed, done = ended.by_method["patchcore"], ended.by_method["padim"]
-    reason = "fit: coreset_ratio=5 was given; it is a share above 0 and up to 1"
-    assert (failed.status, failed.reason) == ("failed", reason)
-    assert failed.params["coreset_ratio"] == 5
+    reason = "fit: faiss makes no index"
+    assert failed.status == "failed"
+    assert failed.reason.startswith(reason)
+    assert failed.params["index"] == "nonsense"
     assert done == first.by_method["padim"]
     assert ended.state.is_failed()
     assert ended.state.message == f"1 of 2 cells failed; see {ended.outcome.report}"

@@ -122,6 +122,7 @@ def test_a_defect_is_mapped_where_it_is_in_the_image():
     detector = fyd(reach=0.3, sigma=0.0)
     source = Stored(1)
     detector._set_up(source, [0], Runtime())
+    detector._learn_offsets(source)
     network = detector._network().eval()
     with torch.no_grad():
         network.localiser.entries.bias.copy_(torch.tensor([-1.0, 0.2, 0.8, 0.1, -0.5, -1.0]))  # zoomed, turned, moved

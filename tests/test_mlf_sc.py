@@ -117,7 +117,7 @@ def test_dictionaries_have_unit_atoms_for_each_channel_of_each_layer() -> None:
     own = MlfSc(**{**SMALL, "layers": (1, 2)}).fit(FeatureSource(features))
     assert own.dictionary_.shape == (5, 5, 16)
     torch.testing.assert_close(own.dictionary_.norm(dim=2), torch.ones(5, 5))
-    assert set(own.state()) == {"dictionary_", "channels_"}  # arrays, and nothing of scikit-learn
+    assert set(own.state()) == {"dictionary_", "channels_", "offsets_"}  # arrays, and nothing of scikit-learn
 
 
 def test_a_subset_of_channels_is_seeded_and_no_larger_than_all() -> None:

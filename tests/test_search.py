@@ -360,8 +360,8 @@ def run(demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
     """Three trials, one of which is impossible; two of them go on, and are compared with another method."""
     tried = SearchRun(
         method="patchcore",
-        params={"coreset_ratio": [0.02, 5, 0.5]},
-        fixed={"image_size": 64},
+        params={"index": ["Flat", "nonsense", "HNSW8"]},
+        fixed={"image_size": 64, "coreset_ratio": 0.5},
         eta=2,
         held_out=0.5,
     )
@@ -387,22 +387,22 @@ def ended(api: str, run: RunFile) -> Outcome:
 def test_a_search_chooses_and_the_chosen_is_compared_on_the_test_set(ended: Outcome, run: RunFile) -> None:
     (found,) = ended.searched
     assert found.chosen is not None
-    assert found.chosen.params["coreset_ratio"] in (0.02, 0.5)
+    assert found.chosen.params["index"] in ("Flat", "HNSW8")
     rows = list(csv.DictReader(Path(ended.table).read_text().splitlines()))
     assert [(row["trial"], row["rung"]) for row in rows] == [("0", "0"), ("1", "0"), ("2", "0"), ("0", "1"), ("2", "1")]
     assert [row["share"] for row in rows] == ["0.5"] * 3 + ["1"] * 2
-    assert "coreset_ratio=5 was given" in rows[1]["failed"]
+    assert "faiss makes no index 'nonsense'" in rows[1]["failed"]
     (chosen,) = [row for row in rows if row["chosen"]]
     assert json.loads(chosen["params"]) == found.chosen.params
     assert float(chosen["mean"]) == max(float(row["mean"]) for row in rows[3:])
-    assert list(found.rows())[-1]["failed"].startswith("mvtec_ad.brick seed 0: fit: coreset_ratio=5")
+    assert list(found.rows())[-1]["failed"].startswith("mvtec_ad.brick seed 0: fit: faiss makes no index")
 
     assert ended.compared is not None
     assert [(record.method, record.dataset) for record in ended.compared.records] == [
         ("padim", "mvtec_ad"),
         ("patchcore", "mvtec_ad"),
     ]
-    assert ended.compared.records[1].params["coreset_ratio"] == found.chosen.params["coreset_ratio"]
+    assert ended.compared.records[1].params["index"] == found.chosen.params["index"]
     assert {record.dataset for record in read_records(Store(run.store))} == {"mvtec_ad"}, "no trial among the results"
     trials = list(read_records(Store(f"{run.store}/search")))
     assert sorted(record.counts.get("train", 0) for record in trials) == [0, 2, 2, 3, 3]
@@ -419,8 +419,8 @@ def test_a_second_search_computes_nothing(ended: Outcome, run: RunFile, al: Comm
     assert read_run_file(tmp_path / "run.toml") == run
     code, out, err = al("search", str(tmp_path / "run.toml"))
     assert code == 0, err
-    assert out.count("coreset_ratio=") == 3
-    assert "coreset_ratio=5: mvtec_ad.brick seed 0: fit: coreset_ratio=5 was given" in err
+    assert out.count("index=") == 3
+    assert "index=nonsense: mvtec_ad.brick seed 0: fit: faiss makes no index" in err
     assert f"trials: {ended.table}\nchosen: {ended.run_file}\n" in out
     assert out.endswith(f"report: {run.report}/index.html\n")
 

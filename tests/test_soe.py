@@ -120,6 +120,7 @@ def test_only_small_matrices_are_kept():
         "mean_": (SIZE * SIZE, 1, 3),
         "scatter_": (SIZE * SIZE, 6),
         "count_": (),
+        "offsets_": (len(soe().layers), 2),
     }
 
 

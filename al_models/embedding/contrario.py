@@ -35,9 +35,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,15 +106,15 @@ class Contrario(Detector):
     weights: str | None = None
     components: PositiveInt | None = None
     """Principal components kept, the largest; None keeps all (the authors' code: 35 of 256 channels)."""
-    training_share: float = 0.0
+    training_share: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Weight of the good images in the mean and covariance that an image is whitened with; the papers' is 0."""
-    sizes: tuple[int, ...] = (1, 3)
+    sizes: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (1, 3)
     """Sides of the blocks, in positions of the layer; odd."""
     border: NonNegativeInt = 8
     """Pixels at each side where the network saw its padding; the nearest positions inside stand in for them."""
-    tail: str = "chi2"
+    tail: Literal["empirical", "chi2"] = "chi2"
     """Where p comes from: "empirical" from the good images, "chi2" from the papers' Gaussian model."""
-    tail_share: float = 0.01
+    tail_share: Annotated[float, Gt(0), Lt(1)] = 0.01
     """Share of the rarest blocks of good images that the exponential tail is fitted to."""
     sigma: NonNegativeFloat = SIGMA
 

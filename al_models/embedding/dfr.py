@@ -24,9 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -105,7 +106,7 @@ class Dfr(FeatureTrainedDetector):
     """Side of a region, in pixels."""
     latent: PositiveInt | None = None
     """Channels of the bottleneck; None: as many as principal components hold the share `variance`."""
-    variance: float = 0.9
+    variance: Annotated[float, Gt(0), Lt(1)] = 0.9
     epochs: int = 700
     batch_size: int = 4
     learning_rate: float = 1e-4

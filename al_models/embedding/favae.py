@@ -130,7 +130,7 @@ class Favae(FeatureTrainedDetector):
     """Channels of the first convolution."""
     latent: PositiveInt = 100
     """Numbers that an image is squeezed into."""
-    divergence: float = 1.0
+    divergence: NonNegativeFloat = 1.0
     """Weight of the latent vectors' divergence from a standard normal."""
     epochs: int = 100
     batch_size: int = 16

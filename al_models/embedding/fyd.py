@@ -28,10 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -184,7 +185,7 @@ class Fyd(FeatureTrainedDetector):
     learning_rate: float = 0.05 * 32 / 256
     """SimSiam's, for batches of 32."""
     weight_decay: float = 1e-4
-    reach: float = 0.1
+    reach: Annotated[float, Ge(0), Lt(1)] = 0.1
     """How far each entry of an affine map may be from leaving the image as it is; as a shift, 0.1 is a twentieth of the
     image's side."""
     channels: PositiveInt = 100

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
-from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_counts, on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
@@ -94,7 +94,7 @@ class MlfSc(Detector):
     """Size of a dictionary."""
     nonzeros: PositiveInt = 3
     """Atoms that a patch is expressed by."""
-    alpha: float = 1.0
+    alpha: PositiveFloat = 1.0
     """Weight of the L1 norm while a dictionary is learned."""
     patches: PositiveInt = 150
     """Patches, of all good images together, that a dictionary learns from."""

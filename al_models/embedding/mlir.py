@@ -121,7 +121,7 @@ class Mlir(FeatureTrainedDetector):
     """Channels of the code, at each position of the coarsest level."""
     width: PositiveInt = 64
     """Channels of the decoder."""
-    pixel_weight: float = 1.0
+    pixel_weight: NonNegativeFloat = 1.0
     """Of the pixels' mean squared error, beside the deep differences."""
     epochs: int = 40
     batch_size: int = 8

@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from al_models.detector import Detector
-from al_models.errors import InvalidInput
-from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
+from al_models.parameters import Layers, NonNegativeFloat, PositiveInt
 from al_models.parts.coreset import greedy_coreset
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import ApproximateIndex, nearest
@@ -48,7 +48,7 @@ class Patchcore(Detector):
     weights: str | None = None
     neighbourhood: PositiveInt = 3
     """Side of the square of neighbours that a patch is averaged with."""
-    coreset_ratio: PositiveFloat = 0.1
+    coreset_ratio: Annotated[float, Gt(0), Le(1)] = 0.1
     """Share of the patches that the bank keeps (the paper reports 0.25, 0.1 and 0.01)."""
     projection: PositiveInt | None = None
     """Dimensions of the random projection that the coreset is chosen in; the paper uses 128 of 1024."""
@@ -65,8 +65,6 @@ class Patchcore(Detector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        if not 0 < self.coreset_ratio <= 1:
-            raise InvalidInput(f"coreset_ratio={self.coreset_ratio} was given; it is a share above 0 and up to 1")
         patches = patch_vectors(source, self.layers, pool=self.neighbourhood, device=runtime.device)  # (n*p, c)
         generator = torch.Generator().manual_seed(runtime.seed)
         first = int(torch.randint(len(patches), (1,), generator=generator))

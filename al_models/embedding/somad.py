@@ -159,7 +159,7 @@ class Somad(Detector):
     """Size of the random subset of channels: 550 of Wide-ResNet-50-2's 1792 in the authors' code; here as in PaDiM."""
     units: tuple[PositiveInt, PositiveInt] = (56, 56)
     """Rows and columns of the self-organising map."""
-    epochs: tuple[int, int] = (20, 15)
+    epochs: tuple[PositiveInt, PositiveInt] = (20, 15)
     """Passes over the images in the rough and in the fine phase."""
     neighbours: PositiveInt = 5
     """Nearest units that a patch is measured by."""

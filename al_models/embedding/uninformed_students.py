@@ -31,10 +31,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -195,9 +196,9 @@ class UninformedStudents(FeatureTrainedDetector):
     }
 
     layers: Layers = (1,)
-    receptive_fields: tuple[int, ...] = (17, 33, 65)
+    receptive_fields: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (17, 33, 65)
     """Sides of the patches, in pixels."""
-    teacher: str = "backbone"
+    teacher: Literal["distilled", "backbone"] = "backbone"
     """Whose descriptors students learn to give: "backbone", whose features know more than good images show, or
     "distilled"."""
     students: PositiveInt = 3
@@ -210,7 +211,7 @@ class UninformedStudents(FeatureTrainedDetector):
     """Pixels from one descriptor to the next: 1 (the paper's), 2, 4 or 8."""
     crop: PositiveInt | None = 64
     """Side of the random square, in pixels, that a step describes of an image; None: the whole image (the paper's)."""
-    compactness: float = 1.0
+    compactness: NonNegativeFloat = 1.0
     """Weight of the descriptors' correlation, against 1 of the distillation."""
     teacher_epochs: PositiveInt = 100
     teacher_learning_rate: PositiveFloat = 2e-4

@@ -31,9 +31,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -153,8 +154,8 @@ class Utrad(FeatureTrainedDetector):
     heads: PositiveInt = 8
     depth: PositiveInt = 2
     """Encoder blocks, and decoder blocks, of a level."""
-    dropout: float = 0.1
-    tokens: PositiveInt = 32
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    tokens: Annotated[int, Ge(2)] = 32
     """At most so many positions a side; finer layers are averaged to them."""
     epochs: int = 150
     batch_size: int = 2

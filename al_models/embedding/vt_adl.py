@@ -197,8 +197,8 @@ class VtAdl(TrainedDetector):
     gaussians: PositiveInt = 150
     noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the codes while training."""
-    mse_weight: float = 5.0
-    ssim_weight: float = 0.5
+    mse_weight: NonNegativeFloat = 5.0
+    ssim_weight: NonNegativeFloat = 0.5
     epochs: int = 400
     batch_size: int = 8
     learning_rate: float = 1e-4

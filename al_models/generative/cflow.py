@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
-from al_models.parameters import NonNegativeFloat, PositiveInt
+from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Rotation, Scale, log_likelihood
 from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
@@ -131,14 +131,14 @@ class Cflow(FeatureTrainedDetector):
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "blocks": 2, "epochs": 4, "learning_rate": 2e-3}
     training: ClassVar[Mapping[str, Any]] = {"schedule": "cosine"}
 
-    layers: tuple[int, ...] = (2, 3, 4)
+    layers: Layers = (2, 3, 4)
     epochs: int = 200
     learning_rate: float = 2e-4
     blocks: PositiveInt = 8
     """Coupling blocks a layer."""
     condition: PositiveInt = 128
     """Numbers that tell a position; a multiple of 4."""
-    clamp: float = 1.9
+    clamp: PositiveFloat = 1.9
     """Largest log-scale of a coupling."""
     step_positions: PositiveInt = 8
     """Positions learned in a step: with 32 images 256 vectors, as in the paper."""

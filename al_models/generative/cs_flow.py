@@ -27,15 +27,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
-from al_models.parameters import NonNegativeFloat, PositiveInt
+from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
 from al_models.parts.frame import FRAME
 from al_models.trained import FeatureTrainedDetector
@@ -111,14 +112,14 @@ class CsFlow(FeatureTrainedDetector):
     training: ClassVar[Mapping[str, Any]] = {"eps": 1e-4, "clip": 1.0}
     quick: ClassVar[Mapping[str, Any]] = {"hidden": 16, "epochs": 8, "learning_rate": 2e-3}
 
-    layers: tuple[int, ...] = (3,)
+    layers: Layers = (3,)
     """One."""
-    scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+    scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0, 0.5, 0.25)
     """Shares of the image's size, each half of the one before."""
     blocks: PositiveInt = 4
     hidden: PositiveInt = 1024
     """Channels inside the subnets."""
-    clamp: float = 3.0
+    clamp: PositiveFloat = 3.0
     """Largest log-scale of a coupling."""
     frame: float = FRAME
     sigma: NonNegativeFloat = 0.0

@@ -26,14 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.errors import InvalidInput
-from al_models.parameters import Layers, NonNegativeFloat, PositiveInt
+from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.coupling import Block, Coupling, Permutation, log_likelihood
 from al_models.parts.maps import to_maps
@@ -149,16 +150,16 @@ class Differnet(TrainedDetector):
     weights: str | None = None
     location: Literal["bottleneck", "expansion"] = "expansion"
     """As in FeatureSpec; for networks other than EfficientNets, whose features are rectified anyway: "bottleneck"."""
-    scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+    scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0, 0.5, 0.25)
     """Shares of the image's size at which the backbone sees it."""
     blocks: PositiveInt = 8
     hidden: PositiveInt = 2048
     """Units of each hidden layer of the subnets."""
-    clamp: float = 3.0
+    clamp: PositiveFloat = 3.0
     """Largest log-scale of a coupling."""
     rotations: PositiveInt = 64
     """Angles an image is seen at; 1: upright only."""
-    transforms: int = 4
+    transforms: PositiveInt = 4
     """Of these, as many as a training step draws for an image."""
     sigma: NonNegativeFloat = 3.0
     """Of the gradients' smoothing, in pixels."""

@@ -83,7 +83,7 @@ class Fastflow(FeatureTrainedDetector):
     """Width of a subnet, of its input's: 1 on CNNs, 0.16 on transformers."""
     only_3x3: bool = False
     """Whether all subnets are of 3x3 convolutions, which the paper takes for small backbones such as ResNet-18."""
-    clamp: float = 2.0
+    clamp: PositiveFloat = 2.0
     """Largest log-scale of a coupling."""
     frame: float = FRAME
     sigma: NonNegativeFloat = 0.0

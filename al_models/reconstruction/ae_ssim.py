@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from al_models.errors import InvalidInput
-from al_models.parameters import PositiveInt
+from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
 from al_models.trained import TrainedDetector, with_maximum
@@ -135,7 +135,7 @@ class AeSsim(TrainedDetector):
 
     latent: PositiveInt = 100
     """Numbers a patch is squeezed into; the paper: 100 for textures, 500 for its nanofibres."""
-    window: int = 11
+    window: PositiveInt = 11
     """Side of the SSIM window, in pixels."""
     patches: PositiveInt = 10_000
     """Random patches cut out of the training images; an epoch sees as many."""
@@ -148,7 +148,7 @@ class AeSsim(TrainedDetector):
     """Pixels from one test patch to the next."""
     patience: int | None = 8
     """Checks (four an epoch) of held-out patches without improvement after which to stop; None: all epochs."""
-    min_improvement: float = 0.001
+    min_improvement: NonNegativeFloat = 0.001
     """Fall of 1 - SSIM that counts as an improvement."""
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:

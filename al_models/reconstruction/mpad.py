@@ -26,9 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from al_models.errors import InvalidInput
@@ -130,9 +131,9 @@ class Mpad(FeatureTrainedDetector):
     """Numbers of a latent vector."""
     prototypes: PositiveInt = 256
     """Of each scale."""
-    decay: float = 0.99
+    decay: Annotated[float, Ge(0), Lt(1)] = 0.99
     """Of the averages that the prototypes follow, a step."""
-    commitment: float = 0.25
+    commitment: NonNegativeFloat = 0.25
     """Weight of the latent vectors' distance to their prototypes."""
     epochs: int = 100
     batch_size: int = 8
