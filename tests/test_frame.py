@@ -8,11 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
 
 from al_models.checks import check_images, quick_detector
 from al_models.embedding.dfr import Dfr
 from al_models.errors import InvalidInput
-from al_models.parts.frame import FRAME, FrameMoments, in_frame, levelled
+from al_models.parts.frame import FRAME, RIM, FrameMoments, in_frame, levelled
+from al_models.reconstruction.mpad import Mpad
 
 SIDE = 128
 VALUES = st.floats(-100, 100, width=32)
@@ -91,3 +94,41 @@ def test_the_plain_form_has_neither_levels_nor_other_maps():
     np.testing.assert_array_equal(
         framed.predict(images.test).maps[:, inside, inside], plain.predict(images.test).maps[:, inside, inside]
     )
+
+
+@pytest.fixture(scope="module")
+def textures():
+    """Good images of one kind: 24 to learn from and 96 to judge."""
+    rng = np.random.default_rng(3)
+    clouds = np.stack([gaussian_filter(rng.normal(size=(SIDE, SIDE)), 2, mode="wrap") for _ in range(120)])
+    gray = 128 + 8 * clouds / clouds.std()
+    images = np.repeat(gray[..., None].clip(0, 255).astype(np.uint8), 3, axis=3)
+    return images[:24], images[24:]
+
+
+def with_discs(images, *, at_rim, radius=5, contrast=30):
+    """The images, each with a whole, brighter disc, whose centre lies in the rim, or inside of it."""
+    rng = np.random.default_rng(4)
+    whole = ~in_frame(SIDE, radius / SIDE).numpy()
+    places = np.argwhere((in_frame(SIDE, RIM).numpy() == at_rim) & whole)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    changed = images.astype(int)
+    for image, (row, column) in zip(changed, rng.choice(places, len(images)), strict=True):
+        image[(y - row) ** 2 + (x - column) ** 2 <= radius**2] += contrast
+    return changed.clip(0, 255).astype(np.uint8)
+
+
+def test_defects_at_the_rim_are_found_as_those_inside(textures):
+    train, good = textures
+    framed, plain = (Mpad(**{"image_size": SIDE, **Mpad.quick, "frame": share}).fit(train) for share in (FRAME, 0.0))
+    inside, rim = (auroc(framed, good, with_discs(good, at_rim=at_rim)) for at_rim in (False, True))
+    assert abs(inside - rim) <= 5
+    assert min(inside, rim) >= 90
+    without = auroc(plain, good, with_discs(good, at_rim=False))
+    assert without <= inside - 10, "without the frame, the rim decides the score"
+
+
+def auroc(detector, good, bad):
+    """Of the image scores, in per cent."""
+    scores = np.concatenate([detector.predict(good).scores, detector.predict(bad).scores])
+    return 100 * roc_auc_score(np.arange(len(scores)) >= len(good), scores)
