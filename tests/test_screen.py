@@ -100,6 +100,7 @@ def test_a_released_image_is_learned_and_a_refused_one_forgotten(plant: Plant, s
     assert [one.word for one in image.said] == ["refused", "released", "refused"]
 
 
+@pytest.mark.month
 def test_no_first_champion_is_made_of_images_that_look_like_defects(api: str, tmp_path: Path) -> None:
     plant = Plant(tmp_path, first=60, validation=20, smuggled=12)
     smuggled = plant.smuggle()
@@ -112,6 +113,7 @@ def test_no_first_champion_is_made_of_images_that_look_like_defects(api: str, tm
     assert not held & learned(plant)
 
 
+@pytest.mark.month
 def test_what_is_rejected_is_learned_where_the_gate_says_so_but_not_put_into_use(api: str, tmp_path: Path) -> None:
     plant = Plant(tmp_path, first=40, validation=20, smuggled=12)
     ways = WAYS | {"gate": Gate(rejected="learn")}

@@ -1,4 +1,4 @@
-"""VT-ADL: the mixture's likelihood against SciPy, the authors' sizes, and what the likelihood may teach."""
+"""VT-ADL: the mixture's likelihood against SciPy, the authors' sizes, and what the likelihood teaches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count(module):
 
 def test_the_likelihood_is_that_of_the_mixture():
     rng = np.random.default_rng(0)
-    x, logits, means, log_variances = (rng.normal(size=s) for s in ((2, 5, 4), (2, 5, 3), (2, 5, 3, 4), (2, 5, 3)))
+    x, logits, means, log_variances = (rng.normal(size=s) for s in ((2, 5, 4), (2, 5, 3), (2, 5, 3, 4), (2, 5, 3, 4)))
     found = mixture_nll(*(torch.tensor(a) for a in (x, logits, means, log_variances)))
     for place in np.ndindex(2, 5):
         weights = logits[place] - logsumexp(logits[place])
@@ -46,13 +46,13 @@ def test_the_likelihood_is_that_of_the_mixture():
 
 def test_the_likelihood_of_a_vector_far_from_all_gaussians_is_finite():
     x = torch.full((1, 512), 100.0, requires_grad=True)
-    nll = mixture_nll(x, torch.tensor([[0.0, -200.0]]), torch.zeros(1, 2, 512), torch.zeros(1, 2))
+    nll = mixture_nll(x, torch.tensor([[0.0, -200.0]]), torch.zeros(1, 2, 512), torch.zeros(1, 2, 512))
     assert nll.item() == pytest.approx(5000.9, abs=0.1)
     nll.sum().backward()
     assert torch.isfinite(x.grad).all()
 
 
-def test_no_gaussian_is_narrower_than_the_standardised_codes():
+def test_no_gaussian_is_narrower_than_1():
     density = Density(4, 3)
     for sign in (-1e3, 1e3):
         nn.init.constant_(density.variances.weight, sign)
@@ -72,7 +72,7 @@ def test_the_papers_sizes():
     block = 3 * 512 * 512 + 512 * 512 + 512 + 2 * 512 * 1024 + 1024 + 512 + 4 * 512
     assert count(Block(512, 8, 1024)) == block
     assert count(encoder) == 6 * block + 3 * 64 * 64 * 512 + 512 + 65 * 512 + 512
-    assert count(density) == 512 * (150 + 150 * 512 + 150)
+    assert count(density) == 512 * (150 + 2 * 150 * 512)
     assert decoder.summarise.weight.shape == (512, 4096 * 8)  # the authors' 4096 capsules of 8 into one of 512
     assert decoder.sizes == [16, 32, 64, 128, 256, 512]
 
@@ -82,13 +82,13 @@ def test_the_decoder_makes_images_of_any_size(size):
     assert Decoder(40, size)(torch.randn(2, 4, 10)).shape == (2, 3, size, size)
 
 
-def test_the_loss_is_written_out_and_the_likelihood_teaches_the_density_alone():
+def test_the_loss_is_written_out_and_the_likelihood_teaches_the_encoder_too():
     detector, pixels = VtAdl(**SMALL, noise=0.0), images()
     network = detector._network()
     nll, made = network(batch(pixels).images.permute(0, 3, 1, 2) / 255)
     nll.mean().backward()
     touched = {name.partition(".")[0] for name, p in network.named_parameters() if p.grad is not None}
-    assert touched == {"density"}
+    assert touched == {"density", "encoder"}
     truth = torch.tensor(pixels).permute(0, 3, 1, 2) / 255
     expected = 5 * F.mse_loss(made, truth) + 0.5 * ssim_loss(truth, made) + nll.mean()
     torch.testing.assert_close(detector._loss(network, batch(pixels)), expected)
