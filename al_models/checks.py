@@ -13,7 +13,7 @@ import json
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache, partial
@@ -29,6 +29,7 @@ from al_models.detector import FLOAT16_MAX, Detector
 from al_models.errors import InvalidInput, ModelsError, NotFitted
 from al_models.parts import backbone
 from al_models.parts.frame import RIM, peaks_at_rim
+from al_models.parts.offsets import Offset
 from al_models.parts.sources import MemorySource
 from al_models.registry import detector_class
 from al_models.types import ImageBatch, ImageSource, Prediction, Runtime
@@ -571,20 +572,26 @@ def _off_the_square(fitted: Detector) -> np.ndarray:
 
 @contextmanager
 def _backbones(altered: Callable[[torch.nn.Module], torch.nn.Module]) -> Iterator[None]:
-    """Backbones that are built inside have an altered network."""
-    whole, built = backbone._network, backbone.cached_backbone
+    """Backbones have an altered network, also those that are built already: to build one takes a second."""
+    built, reads, measure, measured = backbone.Backbone, dict(_reads), vars(backbone.Backbone)["offsets"], {}
 
-    def forget() -> None:
-        built.cache_clear()
-        _reads.clear()
+    def offsets(self: backbone.Backbone) -> Mapping[int, Offset]:
+        if self.spec not in measured:
+            measured[self.spec] = measure.func(self)
+        return measured[self.spec]
 
-    backbone._network = lambda spec: altered(whole(spec))
-    forget()
+    _reads.clear()
+    built.network = property(
+        lambda self: altered(vars(self)["network"]), lambda self, of: vars(self).update(network=of)
+    )
+    built.offsets = property(offsets)
     try:
         yield
     finally:
-        backbone._network = whole
-        forget()
+        del built.network
+        built.offsets = measure
+        _reads.clear()
+        _reads.update(reads)
 
 
 class _Beside(torch.nn.Module):
