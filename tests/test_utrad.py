@@ -61,7 +61,7 @@ def test_the_authors_network_has_their_number_of_weights():
     level = 4 * (attention + layers + 2 * norm) + 4 * (2 * attention + layers + 3 * norm) + 2 * norm
     level += d * d // 4 + d // 4 + 2 * d // 4 + d * d // 4 + d + 2 * d  # the narrow skip connection
     level += 2 * 16 * d  # codes and queries of 4 x 4 places
-    head = d * d + d * d // 2 + d * d // 8 + d * d // 32 + d // 8 + 2 * (d + d // 2 + d // 4 + d // 8)
+    head = d * d + d * d // 2 + d * d // 8 + d * d // 32 + d // 8 + 1 + 2 * (d + d // 2 + d // 4 + d // 8)
     assert sum(p.numel() for p in network.parameters()) == 3 * level + head + 2 * c * d + 64 * 64 * d
 
 
@@ -73,6 +73,14 @@ def test_what_is_expected_of_the_error_learns_without_changing_the_features():
     usual.sum().backward()
     touched = {name.partition(".")[0] for name, p in network.named_parameters() if p.grad is not None}
     assert touched == {"usual"}
+
+
+def test_an_untrained_network_expects_the_error_that_it_makes_of_standardised_features():
+    torch.manual_seed(0)
+    x = torch.randn(2, SIDE, SIDE, 7)
+    found, usual = UTransformer(7, SIDE, 16, 2, 1, 0.0)(x)
+    torch.testing.assert_close(usual, torch.ones_like(usual), rtol=0, atol=0.1)
+    assert float((found - x).detach().square().mean().sqrt()) == pytest.approx(1, abs=0.2)
 
 
 def test_the_loss_and_the_map_are_the_authors():

@@ -16,11 +16,11 @@ blocks a level, and 32 x 32 positions, to which finer layers are averaged (`dim=
 Windows of any grid are found by division, so that a vision transformer's 14 or 16 positions a side work. Channels are
 standardised on the good images: the offline backbone's vary by 5 to 7, and at the authors' rate the output would take
 thousands of steps to grow to them. For the same reason the length of an error is the root of its mean square over the
-channels, not of the sum: the head that predicts it begins near 0, and would have to grow to the root of their number.
-Position codes are learned, as the authors' names say; their code leaves them as first drawn. They turn the training
-images by up to 10 degrees and crop them, which stored features do not allow. Along the rim, maps are brought to the
-level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the
-paper's form.
+channels, not of the sum, and the head that predicts it begins at 1, an untrained network's error: begun near 0 as
+theirs, what maps are divided by is noise for thousands of steps. Position codes are learned, as the authors' names say;
+their code leaves them as first drawn. They turn the training images by up to 10 degrees and crop them, which stored
+features do not allow. Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`): on
+a texture, the rim would decide the score; `frame=0` is the paper's form.
 
 Shapes: n images, c channels of the stacked features, d of a token, g positions a side, w windows, s tokens a window.
 """
@@ -125,10 +125,11 @@ class UTransformer(nn.Module):
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.LeakyReLU(0.2)]
-        self.usual = nn.Sequential(*layers, nn.Linear(widths[-1], 1, bias=False))
+        self.usual = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
+        nn.init.ones_(self.usual[-1].bias)  # the length of an untrained network's error
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         tokens, skipped = self.dropout(self.enter(x) + self.place), []
