@@ -12,9 +12,10 @@ encoder and 4 decoder blocks a level; mean squared error of the features, plus t
 error; Adam, rate 1e-4, betas 0.5 and 0.999, batches of 2, 150 epochs.
 
 Ours: smaller by default, since a step of theirs is some 10^12 operations, a minute of a CPU core: 128 channels, 2 + 2
-blocks a level, and 32 x 32 positions, to which finer layers are averaged (`dim=512, depth=4, tokens=64` is theirs).
+blocks a level, and 32 x 32 positions, to which finer layers are averaged (`dim=512, depth=4, tokens=64,
+learning_rate=1e-4` is theirs: Adam's rate goes with one over the width, Yang et al. 2022, arXiv:2203.03466).
 Windows of any grid are found by division, so that a vision transformer's 14 or 16 positions a side work. Channels are
-standardised on the good images: the offline backbone's vary by 5 to 7, and at the authors' rate the output would take
+standardised on the good images: the offline backbone's vary by 5 to 7, and at such a rate the output would take
 thousands of steps to grow to them. For the same reason the length of an error is the root of its mean square over the
 channels, not of the sum, and the head that predicts it begins at 1, an untrained network's error: begun near 0 as
 theirs, what maps are divided by is noise for thousands of steps. Position codes are learned, as the authors' names say;
@@ -160,7 +161,7 @@ class Utrad(FeatureTrainedDetector):
     """At most so many positions a side; finer layers are averaged to them."""
     epochs: int = 150
     batch_size: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float = 4e-4
     frame: float = FRAME
     sigma: NonNegativeFloat = 0.0
     """Of a Gaussian that smooths the map, in pixels; the authors use none."""
