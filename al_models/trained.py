@@ -8,7 +8,7 @@ principal components), which its network is built from. The network is kept as `
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -25,7 +25,7 @@ from al_models.parts.epochs import Epochs, collected, moved
 from al_models.parts.frame import LOOKED_AT, FrameMoments, levelled
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import layer_scales
-from al_models.parts.train import Draw, TrainPlan, Turn, hold_out, seeded, train
+from al_models.parts.train import Draw, Phase, TrainPlan, Turn, curve_of, hold_out, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 if TYPE_CHECKING:
@@ -70,6 +70,22 @@ class TrainedDetector(Detector):
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         """Learn what the network is built from, as attributes that end in `_`."""
 
+    def _split(self, n: int, seed: int) -> tuple[list[int], list[int]]:
+        """Rows to learn from, and rows to judge by while learning: none without patience."""
+        return hold_out(n, seed) if self.patience is not None else (list(range(n)), [])
+
+    def _phases(
+        self, network: nn.Module, source: ImageSource, learn: Sequence[int], held: Sequence[int], runtime: Runtime
+    ) -> Iterator[Phase]:
+        """The stages of the training, one after the other; by default one, in which the network lowers its loss."""
+        with Epochs(source, learn, self.batch_size, runtime.seed) as epochs:
+            plan = self._plan(self._steps(len(epochs)))
+            turn = Turn(network, partial(self._loss, network))
+            yield Phase("", [turn], self._draw(epochs, runtime), plan, self._validation(network, source, held, runtime))
+
+    def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        """Learn what follows from the trained `network_`; `rows` are those held out, or all where none are."""
+
     def _draw(self, epochs: Epochs, runtime: Runtime) -> Draw:
         """What a step learns from: a batch of images on the device, its features in float32."""
         return lambda step, generator: moved(epochs.batch(step), runtime.device)
@@ -82,29 +98,27 @@ class TrainedDetector(Detector):
         """Scalar by which held-out good images are judged."""
         return self._loss(network, batch)
 
+    def _validation(
+        self, network: nn.Module, source: ImageSource, held: Sequence[int], runtime: Runtime
+    ) -> Callable[[], float] | None:
+        """The mean held-out loss of an image; None where nothing is held out."""
+        parts = [held[i : i + self.batch_size] for i in range(0, len(held), self.batch_size)]
+
+        def validate() -> float:
+            batches = (moved(collected(source, part), runtime.device) for part in parts)
+            return sum(float(self._held_out_loss(network, batch)) * len(batch) for batch in batches) / len(held)
+
+        return validate if held else None
+
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        everything = list(range(len(source)))
-        learn, held = hold_out(len(source), runtime.seed) if self.patience is not None else (everything, [])
+        learn, held = self._split(len(source), runtime.seed)
         self._set_up(source, learn, runtime)
         with seeded(runtime.seed, runtime.device):
             network = self._network().to(runtime.device)
-        with Epochs(source, learn, self.batch_size, runtime.seed) as epochs:
-
-            def validate() -> float:
-                parts = [held[i : i + self.batch_size] for i in range(0, len(held), self.batch_size)]
-                batches = (moved(collected(source, part), runtime.device) for part in parts)
-                return sum(float(self._held_out_loss(network, batch)) * len(batch) for batch in batches) / len(held)
-
-            history = train(
-                f"fit {type(self).__name__}",
-                [Turn(network, partial(self._loss, network))],
-                self._draw(epochs, runtime),
-                self._plan(self._steps(len(epochs))),
-                runtime,
-                validate if held else None,
-            )
+        phases = self._phases(network, source, learn, held, runtime)
+        self.curve_ = curve_of(train(f"fit {type(self).__name__}", phases, runtime))
         self.network_ = network
-        self.curve_ = np.array(history.losses, np.float32)  # (looks, 3)
+        self._finish(source, held or learn, runtime)
 
     def fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
         """Learn from good images, and then how their maps behave along the rim. Raises InvalidInput."""

@@ -15,7 +15,7 @@ from torch import nn
 from al_models.errors import InvalidInput, UnknownName
 from al_models.parts import train as module
 from al_models.parts.losses import ssim_loss, ssim_map
-from al_models.parts.train import TrainPlan, Turn, hold_out, in_hours, rate, seeded, train, whole_seconds
+from al_models.parts.train import Phase, TrainPlan, Turn, hold_out, in_hours, rate, seeded, train, whole_seconds
 from al_models.types import Runtime
 from storage.store import Store
 from tasks.stored import StoredCheckpoints
@@ -64,9 +64,8 @@ def fit(runtime=Runtime(), kill_at=None, validated=True, **changes):  # noqa: B0
         return ((net(batch) - batch.mean(1, keepdim=True)) ** 2).mean()
 
     plan = TrainPlan(**(settings | changes))
-    history = train(
-        "fit toy", [Turn(net, loss)], draw, plan, runtime, (lambda: float(loss(held))) if validated else None
-    )
+    validate = (lambda: float(loss(held))) if validated else None
+    (history,) = train("fit toy", [Phase("", [Turn(net, loss)], draw, plan, validate)], runtime)
     return net, history
 
 
@@ -185,7 +184,7 @@ def scripted(judgements, runtime=Runtime(), **changes):  # noqa: B008 (frozen)
 
     plan = TrainPlan(**({"steps": 20, "learning_rate": 1.0, "check_every": 2} | changes))
     turn = Turn(weight, lambda batch: -weight.weight.sum())
-    history = train("fit one", [turn], lambda generator, n: None, plan, runtime, validate)
+    (history,) = train("fit one", [Phase("", [turn], lambda step, generator: None, plan, validate)], runtime)
     return weight.weight.item(), history, seen
 
 
@@ -269,13 +268,8 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
         return out.float().square().mean()
 
     plan = TrainPlan(steps=2, learning_rate=0.01)
-    train(
-        "fit toy",
-        [Turn(net, loss)],
-        lambda step, generator: torch.rand(4, 2, 6, 6, generator=generator),
-        plan,
-        Runtime(mixed_precision=True),
-    )
+    phase = Phase("", [Turn(net, loss)], lambda step, generator: torch.rand(4, 2, 6, 6, generator=generator), plan)
+    train("fit toy", [phase], Runtime(mixed_precision=True))
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
@@ -285,9 +279,12 @@ def test_adversaries_take_turns_and_move_only_themselves():
     with torch.no_grad():
         for p in (*forger.parameters(), *judge.parameters()):
             p.fill_(0.5)
-    turns = [Turn(judge, lambda x: judge(forger(x).detach()).mean()), Turn(forger, lambda x: -judge(forger(x)).mean())]
+    turns = [
+        Turn(judge, lambda x: judge(forger(x).detach()).mean(), "judge"),
+        Turn(forger, lambda x: -judge(forger(x)).mean(), "forger"),
+    ]
     plan = TrainPlan(steps=1, learning_rate=0.1, optimiser="sgd")
-    train("fit gan", turns, lambda step, generator: torch.ones(2, 1), plan, Runtime())
+    train("fit gan", [Phase("", turns, lambda step, generator: torch.ones(2, 1), plan)], Runtime())
     # The judge goes down its own slope (x' = 1, bias 1); the forger then sees the moved judge, of weight 0.4.
     assert [p.item() for p in judge.parameters()] == pytest.approx([0.4, 0.4])
     assert [p.item() for p in forger.parameters()] == pytest.approx([0.54, 0.54])
@@ -320,7 +317,7 @@ def test_warming_up_is_a_line_to_what_the_schedule_says():
         return -net(batch).mean()  # of slope -1, so a step adds the rate
 
     plan = TrainPlan(steps=5, learning_rate=0.4, optimiser="sgd", momentum=0.0, warm_up=4)
-    train("fit toy", [Turn(net, loss)], lambda step, generator: torch.ones(1, 1), plan, Runtime())
+    train("fit toy", [Phase("", [Turn(net, loss)], lambda step, generator: torch.ones(1, 1), plan)], Runtime())
     assert np.diff(seen) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
@@ -431,3 +428,110 @@ def test_ssim_refuses_what_it_cannot_compare():
         ssim_map(image, image, side=33)
     with pytest.raises(UnknownName, match="gaussian"):
         ssim_map(image, image, window="gausian")
+
+
+# phases and turns
+
+
+def staged(runtime=Runtime(), kill_at=None, kills="second"):  # noqa: B008 (frozen)
+    """A teacher learns a mean, is measured, and a student learns what it says; optionally die in a step of a phase."""
+    teacher, student, steps = network(1), network(2), 12
+    measured, drawn = [], {"first": 0, "second": 0}
+
+    def draw(name):
+        def of(step, generator):
+            drawn[name] += 1
+            if name == kills and drawn[name] == kill_at:
+                raise Killed
+            return torch.rand(4, 2, 6, 6, generator=generator)
+
+        return of
+
+    def phases():
+        plan = TrainPlan(steps=steps, learning_rate=0.01, check_every=4, checkpoint_every_s=0.0)
+        target = Turn(teacher, lambda x: (teacher(x) - x.mean(1, keepdim=True)).square().mean())
+        held = torch.rand(8, 2, 6, 6, generator=torch.Generator().manual_seed(99))
+        yield Phase("teacher", [target], draw("first"), plan, lambda: float(target.loss(held)))
+        noise = torch.rand(4, 2, 6, 6)
+        with torch.no_grad():
+            measured.append((noise.sum().item(), float(teacher(noise).std())))
+        plan = TrainPlan(steps=steps, learning_rate=0.02, check_every=5, checkpoint_every_s=0.0)
+        yield Phase(
+            "student",
+            [Turn(student, lambda x: (student(x) - teacher(x).detach()).square().mean())],
+            draw("second"),
+            plan,
+        )
+
+    histories = train("fit toy", phases(), runtime)
+    return nn.ModuleList([teacher, student]), histories, measured, drawn
+
+
+@pytest.mark.parametrize(("kills", "kill_at"), [("first", 7), ("second", 1), ("second", 8)])
+def test_a_fit_killed_in_any_phase_resumes_to_the_same_bits(kills, kill_at):
+    whole, histories, measured, _ = staged()
+    kept = Kept()
+    with pytest.raises(Killed):
+        staged(Runtime(checkpoints=kept), kill_at, kills)
+    resumed, resumed_histories, again, _ = staged(Runtime(checkpoints=kept))
+    assert same_bits(whole, resumed)
+    assert str(histories) == str(resumed_histories)  # NaN is not equal to itself
+    assert measured == again, "what lies between two phases sees the same modules and draws the same numbers"
+
+
+def test_a_phase_that_has_ended_is_not_trained_again():
+    kept = Kept()
+    with pytest.raises(Killed):
+        staged(Runtime(checkpoints=kept), kill_at=8)
+    *_, drawn = staged(Runtime(checkpoints=kept))
+    assert drawn == {"first": 0, "second": 12 - 7}
+
+
+def test_each_phase_is_told_by_its_name():
+    told = []
+    staged(Runtime(progress=lambda *now: told.append(now)))
+    assert [now for now in told if now[1] == 12] == [("fit toy: teacher", 12, 12), ("fit toy: student", 12, 12)]
+
+
+def counted(every, runtime=Runtime(), **own):  # noqa: B008 (frozen)
+    """A critic each step and a generator less often, on a slope of -1: each adds its rate to one weight."""
+    critic, generator = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    for layer in (critic, generator):
+        nn.init.zeros_(layer.weight)
+    plan = TrainPlan(steps=7, learning_rate=1.0, optimiser="sgd", momentum=0.0, check_every=4)
+    turns = [
+        Turn(critic, lambda x: -critic(x).sum(), "critic"),
+        Turn(generator, lambda x: -2 * generator(x).sum(), "generator", **own, every=every),
+    ]
+    phase = Phase("", turns, lambda step, generator: torch.ones(1, 1), plan)
+    (history,) = train("fit gan", [phase], runtime)
+    return critic.weight.item(), generator.weight.item(), history
+
+
+def test_a_turn_comes_every_so_many_steps():
+    assert counted(every=3)[:2] == (7.0, 2 * 2.0)  # in steps 3 and 6
+    assert counted(every=1)[:2] == (7.0, 7 * 2.0)
+
+
+def test_a_turn_learns_by_its_own_plan():
+    own = TrainPlan(steps=7, learning_rate=0.25, optimiser="sgd", momentum=0.0, clip=1.0)
+    assert counted(every=1, plan=own)[:2] == pytest.approx((7.0, 7 * 0.25), rel=1e-5)
+
+
+def test_each_turns_losses_are_kept_apart():
+    *_, history = counted(every=2)
+    # The critic's weight is 0, 1, 2, ... before its steps; the generator's 0, 2, 4 before steps 2, 4, 6.
+    assert history.turns == {
+        "critic": (pytest.approx(-1.5), pytest.approx(-5.0)),
+        "generator": (pytest.approx(-2.0), pytest.approx(-8.0)),
+    }
+    assert [row[1] for row in history.losses] == pytest.approx([-3.5, -13.0])
+
+
+def test_two_turns_of_one_name_are_refused():
+    layer = nn.Linear(1, 1)
+    turn = Turn(layer, lambda x: layer(x).sum())
+    with pytest.raises(InvalidInput, match="two turns are called loss"):
+        Phase("", [turn, turn], lambda step, generator: torch.ones(1, 1), TrainPlan(steps=1, learning_rate=1.0))
+    with pytest.raises(InvalidInput, match="every = 0"):
+        Turn(layer, lambda x: layer(x).sum(), every=0)

@@ -209,8 +209,7 @@ class Fyd(FeatureTrainedDetector):
     def _network(self) -> nn.Module:
         return Focus(self._shapes(), self.reach)
 
-    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        super()._fit(source, runtime)
+    def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         gaussians: PositionGaussians | None = None
         for done, batch in enumerate(source, start=1):
             with torch.no_grad():

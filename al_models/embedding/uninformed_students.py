@@ -33,7 +33,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from annotated_types import MinLen
 from torch import Tensor, nn
@@ -47,9 +46,9 @@ from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import channel_counts, channel_moments, stack_layers, standard_layers
-from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
+from al_models.parts.train import Phase, TrainPlan, Turn, seeded
 from al_models.trained import FeatureTrainedDetector, with_maximum
-from al_models.types import Checkpoints, ImageBatch, ImageSource, Runtime, Traits
+from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 PATCH_NETWORKS = {
     17: ((6, 1, False), (5, 2, False), (5, 2, False), (4, 0, False)),
@@ -163,24 +162,10 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
-class _Phase:
-    """The checkpoints of one of two trainings that share a place, with what the one before left."""
-
-    def __init__(self, place: Checkpoints, number: int, left: Mapping[str, np.ndarray]) -> None:
-        self.place, self.number, self.left = place, number, left
-
-    def load(self) -> dict[str, np.ndarray] | None:
-        saved = self.place.load()
-        return saved if saved is not None and int(saved.get("phase", 0)) == self.number else None
-
-    def save(self, state: dict[str, np.ndarray]) -> None:
-        self.place.save(state | dict(self.left) | {"phase": np.array(self.number)})
-
-
 @dataclass(kw_only=True)
 class UninformedStudents(FeatureTrainedDetector):
     """Students of a teacher; learned: `network_`, `mean_` and `std_` (s, 2: of error and variance), `feature_mean_` and
-    `feature_std_` (c,), `teacher_curve_`, `curve_` and `shapes_`."""
+    `feature_std_` (c,), `curve_` and `shapes_`."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
     quick: ClassVar[Mapping[str, Any]] = {
@@ -226,22 +211,21 @@ class UninformedStudents(FeatureTrainedDetector):
     sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of the map, in pixels; the paper's is 0."""
 
-    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         self._check()
-        learn: list[int] = list(range(len(source)))
-        held: list[int] = []
-        if self.patience is not None:
-            learn, held = hold_out(len(source), runtime.seed)
-        self.feature_mean_, self.feature_std_ = channel_moments(source, learn, self.layers, runtime.device)
-        saved = runtime.checkpoints.load() if runtime.checkpoints else None
-        if self.teacher == "backbone":
-            self.teacher_curve_ = np.zeros((0, 3), np.float32)
-        elif saved is None or "teacher_curve" not in saved:
-            self._teach(source, learn, _in_phase(runtime, 0, {}))
-        else:  # the students were interrupted, and their checkpoint holds the teachers
-            self.teacher_curve_ = saved["teacher_curve"]
-        super()._fit(source, _in_phase(runtime, 1, {"teacher_curve": self.teacher_curve_}))
-        judged = self._parts(source, (held or learn)[:JUDGED], runtime)
+        super()._set_up(source, rows, runtime)
+        self.feature_mean_, self.feature_std_ = channel_moments(source, rows, self.layers, runtime.device)
+
+    def _phases(
+        self, network: nn.Module, source: ImageSource, learn: Sequence[int], held: Sequence[int], runtime: Runtime
+    ) -> Iterator[Phase]:
+        if self.teacher == "distilled":
+            yield from self._teaching(network["teachers"], source, learn, runtime)
+            self._standardise(network["teachers"], source, learn, runtime)
+        yield from super()._phases(network, source, learn, held, runtime)
+
+    def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        judged = self._parts(source, rows[:JUDGED], runtime)
         with torch.no_grad():
             mean, std = moments(self._measured(self.network_, batch).flatten(1, 2) for batch in judged)
         self.mean_, self.std_ = (value.view(-1, 2).cpu() for value in (mean, std))
@@ -267,13 +251,14 @@ class UninformedStudents(FeatureTrainedDetector):
                 "smaller than the largest patch"
             )
 
-    def _teach(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        """Distil the teachers and standardise their descriptors."""
+    def _teaching(
+        self, teachers: nn.Module, source: ImageSource, rows: Sequence[int], runtime: Runtime
+    ) -> Iterator[Phase]:
+        """The phase in which the teachers are distilled: a linear decoder of each foretells the backbone's features."""
+        channels = len(self.feature_mean_)
         with seeded(runtime.seed, runtime.device):
-            teachers = self._describers()
-            channels = len(self.feature_mean_)
             decoders = nn.ModuleList(nn.Conv2d(self.dimension, channels, 1) for _ in self.receptive_fields)
-            school = nn.ModuleList([teachers, decoders]).to(runtime.device)
+        school = nn.ModuleList([teachers.requires_grad_(True), decoders]).to(runtime.device)
 
         def loss(batch: ImageBatch) -> Tensor:
             window = self._window()
@@ -285,10 +270,6 @@ class UninformedStudents(FeatureTrainedDetector):
             return torch.stack(parts).mean()
 
         with Epochs(source, rows, self.batch_size, runtime.seed) as epochs:
-
-            def draw(step: int, generator: torch.Generator) -> ImageBatch:
-                return moved(epochs.batch(step), runtime.device)
-
             plan = replace(
                 self._plan(len(epochs)),
                 steps=len(epochs) * self.teacher_epochs,
@@ -296,8 +277,11 @@ class UninformedStudents(FeatureTrainedDetector):
                 patience=None,
                 max_minutes=self.max_minutes and self.max_minutes / 3,
             )
-            history = train(f"fit {type(self).__name__}: teachers", [Turn(school, loss)], draw, plan, runtime)
-        self.teacher_curve_ = np.array(history.losses, np.float32)  # (looks, 3)
+            yield Phase("teachers", [Turn(school, loss)], self._draw(epochs, runtime), plan)
+        teachers.requires_grad_(False)
+
+    def _standardise(self, teachers: nn.Module, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
+        """Bring what the teachers say of good images to mean 0 and deviation 1, channel by channel."""
         with torch.no_grad(), seeded(runtime.seed, runtime.device):
             # Each image has a square of its own, so that the size of the batches read does not matter.
             images = (image for batch in self._parts(source, rows, runtime) for image in batch.images.split(1))
@@ -306,14 +290,12 @@ class UninformedStudents(FeatureTrainedDetector):
             raise InvalidInput("the training images look alike at all positions: give images with some contrast")
         teachers.mean.copy_(mean.view_as(teachers.mean))
         teachers.std.copy_(std.view_as(teachers.std).clamp(min=1e-5))
-        self._teachers = teachers
 
     def _network(self) -> nn.Module:
         students = nn.ModuleList(self._describers() for _ in range(self.students))
         if self.teacher == "backbone":
             return nn.ModuleDict({"students": students})
-        teachers = self.__dict__.pop("_teachers", None) or self._describers()  # a state brings its own weights
-        return nn.ModuleDict({"students": students, "teachers": teachers.requires_grad_(False)})
+        return nn.ModuleDict({"students": students, "teachers": self._describers().requires_grad_(False)})
 
     def _describers(self) -> Describers:
         dimension = self.dimension if self.teacher == "distilled" else len(self.feature_mean_)
@@ -382,9 +364,3 @@ class UninformedStudents(FeatureTrainedDetector):
     def _parts(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> Iterator[ImageBatch]:
         for start in range(0, len(rows), source.batch_size):
             yield moved(source.read(list(rows[start : start + source.batch_size])), runtime.device)
-
-
-def _in_phase(runtime: Runtime, number: int, left: Mapping[str, np.ndarray]) -> Runtime:
-    if runtime.checkpoints is None:
-        return runtime
-    return replace(runtime, checkpoints=_Phase(runtime.checkpoints, number, left))

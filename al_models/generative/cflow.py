@@ -192,8 +192,7 @@ class Cflow(FeatureTrainedDetector):
         losses = [-F.logsigmoid(found).mean() for found in self._likelihoods(network, batch)]
         return torch.stack(losses).mean()
 
-    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        super()._fit(source, runtime)
+    def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         self.highest_ = torch.full((len(self.layers),), -torch.inf)
         with torch.no_grad():
             for batch in source:

@@ -1,9 +1,10 @@
 """One training loop for every detector that learns by gradient descent.
 
-The caller brings the modules, their loss, a way to draw a training batch and a way to judge held-out good images; the
-loop brings everything else: seeds, optimiser, learning rate, clipping, mixed precision, channels-last, early stopping
-with the best weights kept, a limit of steps and of time, progress, and checkpoints. A fit that was killed and resumed
-ends with the same bits on a CPU as one that was not, because all that the next step depends on is in the checkpoint.
+A training is a row of phases; in each step of a phase, modules take turns on one batch. The caller brings the modules,
+their losses, a way to draw a training batch and a way to judge held-out good images; the loop brings everything else:
+seeds, optimisers, learning rates, clipping, mixed precision, channels-last, early stopping with the best weights kept,
+a limit of steps and of time, progress, and checkpoints. A fit that was killed and resumed in any phase ends with the
+same bits on a CPU as one that was not, because all that the next step depends on is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,47 +91,135 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class Turn:
-    """One module and the loss it lowers; most methods have one turn a step, adversarial ones two."""
+    """Who lowers what: a module and its loss. Most phases have one turn a step, adversarial ones two."""
 
     module: nn.Module
     loss: Callable[[Any], torch.Tensor]
     """Batch -> scalar."""
+    name: str = "loss"
+    """What the loss is called where it is shown beside others."""
+    plan: TrainPlan | None = None
+    """Optimiser, rates and clip of its own; None: those of the phase. How long to learn, and when to look, is the
+    phase's to say."""
+    every: int = 1
+    """Steps of the phase from one of its own to the next; a critic of 1 beside a generator of 5 learns five times as
+    often. The first is the one in which that many have been made."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InvalidInput(f"every = {self.every} was given for the turn {self.name}; a turn comes every 1 or more")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage of a training: who learns from what, and for how long."""
+
+    name: str
+    """What is said while it runs; empty where there is but one."""
+    turns: Sequence[Turn]
+    draw: Draw
+    plan: TrainPlan
+    validate: Callable[[], float] | None = None
+    """Judges the modules (lower is better, no gradient, eval mode); None: all steps are made, the last weights stay."""
+
+    def __post_init__(self) -> None:
+        names = [turn.name for turn in self.turns]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidInput(f"two turns are called {name}; give each a name of its own")
 
 
 @dataclass(frozen=True)
 class History:
-    """How a training went."""
+    """How a phase went."""
 
     losses: tuple[tuple[int, float, float], ...]
-    """(step, mean training loss since the last look, validation loss); NaN where nothing was held out."""
+    """(step, mean training loss of all turns since the last look, validation loss); NaN where nothing was held out."""
     stopped_by: str
     """`patience`, `steps` or `time`."""
     best_step: int
     """Step whose weights were kept."""
+    turns: Mapping[str, tuple[float, ...]]
+    """Name of a turn -> its own mean loss at each look, over the steps in which it was its turn."""
 
 
-def train(
-    what: str,
-    turns: Sequence[Turn],
-    draw: Draw,
-    plan: TrainPlan,
-    runtime: Runtime,
-    validate: Callable[[], float] | None = None,
-) -> History:
-    """Train the modules in place and leave them on the device, in eval mode, with their best weights.
+def curve_of(histories: Iterable[History]) -> np.ndarray:
+    """The losses of all phases, one after the other, their steps counted on: float32 (looks, 3)."""
+    rows, before = [np.zeros((0, 3))], 0
+    for history in histories:
+        own = np.array(history.losses, np.float64).reshape(-1, 3)
+        rows.append(own + np.array([before, 0, 0]))
+        before += int(own[-1, 0]) if len(own) else 0
+    return np.concatenate(rows).astype(np.float32)
 
-    `validate` judges the modules (lower is better, no gradient, eval mode); without it all steps are made and the last
-    weights stay. Raises InvalidInput when the loss stops being finite, or when the checkpoint is another training's.
+
+def train(what: str, phases: Iterable[Phase], runtime: Runtime) -> list[History]:
+    """Train the modules of one phase after the other in place, and leave them on the device, in eval mode, with their
+    best weights.
+
+    `phases` may be a generator, which goes on when a phase has ended: what it does between two of them finds the
+    modules learned, also in a training that goes on after it was killed, and draws the same random numbers then. Raises
+    InvalidInput when a loss stops being finite, or when the checkpoint is another training's.
     """
-    device = torch.device(runtime.device)
+    device, histories = torch.device(runtime.device), list[History]()
     with seeded(runtime.seed, device):
-        training = _Training(what, turns, draw, plan, runtime, validate)
-        saved = runtime.checkpoints.load() if runtime.checkpoints else None
-        if saved is not None:
-            training.load_state(saved)
-        _run(training, runtime.checkpoints)
-    training.keep_best()
-    return History(tuple(training.losses), training.stopped_by() or "", training.best_step)
+        chain = _Chain(runtime.checkpoints)
+        for number, phase in enumerate(phases):
+            training = _Training(f"{what}: {phase.name}" if phase.name else what, phase, runtime)
+            saved = chain.of_phase(number)
+            if saved is not None:
+                training.load_state(saved)
+            _run(training, chain.place(number))
+            training.keep_best()
+            chain.ended(number, training)
+            histories.append(training.history())
+            _seed(runtime.seed, device)  # what follows draws alike, whether this phase was learned now or loaded
+    return histories
+
+
+class _Chain:
+    """The checkpoints of a training's phases in one place: that of the phase it is in, and the ends of those before."""
+
+    def __init__(self, checkpoints: Checkpoints | None) -> None:
+        self.checkpoints = checkpoints
+        self.saved = dict((checkpoints.load() if checkpoints else None) or {})
+        self.at = int(self.saved.get("phase", -1))
+        self.ends: dict[str, np.ndarray] = {}
+
+    def of_phase(self, number: int) -> dict[str, np.ndarray] | None:
+        """What is known of a phase: the state it was killed in, or ended with."""
+        if number > self.at:
+            return None
+        if number == self.at:
+            return self.saved
+        start = f"ended/{number}/"
+        return {name.removeprefix(start): value for name, value in self.saved.items() if name.startswith(start)}
+
+    def place(self, number: int) -> Checkpoints | None:
+        """Where this phase is saved."""
+        return None if self.checkpoints is None or number < self.at else _Place(self, number)
+
+    def ended(self, number: int, training: _Training) -> None:
+        """Keep the end of a phase for the checkpoints of the next."""
+        if self.checkpoints is not None:
+            # Its modules have their best weights by now, and no step follows.
+            kept = {
+                name: value for name, value in training.state().items() if not name.startswith(("best", "optimiser"))
+            }
+            self.ends |= {f"ended/{number}/{name}": value for name, value in kept.items()}
+
+
+@dataclass(frozen=True)
+class _Place:
+    chain: _Chain
+    number: int
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        return self.chain.of_phase(self.number)
+
+    def save(self, state: dict[str, np.ndarray]) -> None:
+        assert self.chain.checkpoints is not None
+        self.chain.checkpoints.save({**state, "phase": np.array(self.number), **self.chain.ends})
 
 
 @contextmanager
@@ -139,11 +228,15 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     device = torch.device(device)
     gpus = [_index(device)] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        # Not torch.manual_seed: it would also seed GPUs that are not ours to touch.
-        torch.default_generator.manual_seed(seed)
-        for index in gpus:
-            torch.cuda.default_generators[index].manual_seed(seed)
+        _seed(seed, device)
         yield
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # Not torch.manual_seed: it would also seed GPUs that are not ours to touch.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[_index(device)].manual_seed(seed)
 
 
 def hold_out(n: int, seed: int, share: float = 0.1, at_least: int = 5) -> tuple[list[int], list[int]]:
@@ -175,6 +268,8 @@ def _glide(start: float, end: float, share: float) -> float:
 
 
 def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
+    if training.stopped_by():
+        return  # it had ended when it was loaded
     progress, plan = training.runtime.progress, training.plan
     to_save, to_tell, told = _Every(plan.checkpoint_every_s), _Every(0.5), False
     progress(training.what, training.step, plan.steps)
@@ -237,56 +332,58 @@ class _Every:
 
 
 class _Training:
-    """A training between two steps: everything that the next one depends on."""
+    """A phase between two steps: everything that the next one depends on."""
 
-    def __init__(
-        self,
-        what: str,
-        turns: Sequence[Turn],
-        draw: Draw,
-        plan: TrainPlan,
-        runtime: Runtime,
-        validate: Callable[[], float] | None,
-    ) -> None:
-        self.what, self.turns, self.draw, self.plan = what, turns, draw, plan
-        self.runtime, self.validate = runtime, validate
+    def __init__(self, what: str, phase: Phase, runtime: Runtime) -> None:
+        self.what, self.turns, self.draw, self.plan = what, phase.turns, phase.draw, phase.plan
+        self.runtime, self.validate = runtime, phase.validate
+        self.plans = [turn.plan or self.plan for turn in self.turns]
         self.device = torch.device(runtime.device)
-        for turn in turns:
+        for turn in self.turns:
             turn.module.to(self.device, memory_format=torch.channels_last)
-        self.optimisers = [_optimiser(turn.module, plan) for turn in turns]
+        self.optimisers = [_optimiser(turn.module, plan) for turn, plan in zip(self.turns, self.plans, strict=True)]
         self.generator = torch.Generator().manual_seed(runtime.seed)
         self.step = self.best_step = self.stale = 0
         self.elapsed_s = 0.0
         self.best = self.mark = math.inf  # lowest validation loss, and the one that patience measures from
         self.best_weights: list[dict[str, torch.Tensor]] = []
         self.losses: list[tuple[int, float, float]] = []
-        self.loss_sum = torch.zeros((), device=self.device)  # since the last look; no wait for the device each step
+        self.turn_losses: list[list[float]] = []
+        # Of each turn since the last look; on the device, which no step waits for.
+        self.loss_sums = torch.zeros(len(self.turns), device=self.device)
         self._mode(train=True)
 
     def advance(self) -> None:
-        """One step: each module takes its turn on the same batch."""
+        """One step: each module whose turn it is learns from the same batch."""
         start = time.monotonic()
         batch = self.draw(self.step, self.generator)
-        rate_now = self.plan.learning_rate * rate(self.plan.schedule, self.step, self.plan.steps)
-        rate_now *= min(1.0, (self.step + 1) / max(1, self.plan.warm_up))
-        for turn, optimiser in zip(self.turns, self.optimisers, strict=True):
+        for number, (turn, plan, optimiser) in enumerate(zip(self.turns, self.plans, self.optimisers, strict=True)):
+            if (self.step + 1) % turn.every:
+                continue
+            rate_now = plan.learning_rate * rate(plan.schedule, self.step, self.plan.steps)
+            rate_now *= min(1.0, (self.step + 1) / max(1, plan.warm_up))
             for group in optimiser.param_groups:
                 group["lr"] = rate_now
             optimiser.zero_grad()
             with self._precision():
                 loss = turn.loss(batch)
             loss.backward()
-            if self.plan.clip is not None:
-                nn.utils.clip_grad_norm_(turn.module.parameters(), self.plan.clip)
+            if plan.clip is not None:
+                nn.utils.clip_grad_norm_(turn.module.parameters(), plan.clip)
             optimiser.step()
-            self.loss_sum += loss.detach()
+            self.loss_sums[number] += loss.detach()
         self.step += 1
         self.elapsed_s += time.monotonic() - start
 
     def look(self) -> None:
         """Judge the held-out images, note the losses, keep the weights if they are the best so far."""
-        trained = float(self.loss_sum) / (self.step - (self.losses[-1][0] if self.losses else 0))
-        self.loss_sum.zero_()
+        since = self.losses[-1][0] if self.losses else 0
+        own = [
+            float(total) / max(1, self.step // turn.every - since // turn.every)
+            for total, turn in zip(self.loss_sums, self.turns, strict=True)
+        ]
+        trained = sum(own)
+        self.loss_sums.zero_()
         judged = self._judge()
         if not math.isfinite(trained) or (self.validate and not math.isfinite(judged)):
             raise InvalidInput(
@@ -294,6 +391,7 @@ class _Training:
                 f"finite numbers; lower learning_rate (now {self.plan.learning_rate}) or clip (now {self.plan.clip})"
             )
         self.losses.append((self.step, trained, judged))
+        self.turn_losses.append(own)
         if self.validate is None:
             self.best_step = self.step
             return
@@ -318,6 +416,12 @@ class _Training:
             turn.module.load_state_dict(weights)
         self._mode(train=False)
 
+    def history(self) -> History:
+        """How it went."""
+        names = [turn.name for turn in self.turns]
+        own = zip(*self.turn_losses, strict=True)
+        return History(tuple(self.losses), self.stopped_by() or "", self.best_step, dict(zip(names, own, strict=True)))
+
     def state(self) -> dict[str, np.ndarray]:
         """All of it as plain arrays."""
         state = {
@@ -326,7 +430,8 @@ class _Training:
             "marks": np.array([self.best, self.mark]),
             "elapsed_s": np.array(self.elapsed_s),
             "losses": np.array(self.losses, np.float64).reshape(-1, 3),
-            "loss_sum": _array(self.loss_sum),
+            "turn_losses": np.array(self.turn_losses, np.float64).reshape(-1, len(self.turns)),
+            "loss_sums": _array(self.loss_sums),
             "random/draw": _array(self.generator.get_state()),
             "random/cpu": _array(torch.get_rng_state()),
         }
@@ -352,7 +457,8 @@ class _Training:
         self.best, self.mark = (float(value) for value in state["marks"])
         self.elapsed_s = float(state["elapsed_s"])
         self.losses = [(int(step), float(trained), float(judged)) for step, trained, judged in state["losses"]]
-        self.loss_sum.copy_(torch.as_tensor(state["loss_sum"]))
+        self.turn_losses = np.asarray(state["turn_losses"]).tolist()
+        self.loss_sums.copy_(torch.as_tensor(state["loss_sums"]))
         self.generator.set_state(torch.as_tensor(state["random/draw"]))
         torch.set_rng_state(torch.as_tensor(state["random/cpu"]))
         if self.device.type == "cuda" and "random/cuda" in state:
@@ -360,15 +466,23 @@ class _Training:
         for index, (turn, optimiser) in enumerate(zip(self.turns, self.optimisers, strict=True)):
             turn.module.load_state_dict(_tensors(state, f"module/{index}"))
             _load_optimiser(optimiser, state, f"optimiser/{index}")
-        if self.best < math.inf:
-            self.best_weights = [_tensors(state, f"best/{index}") for index in range(len(self.turns))]
+        best = [_tensors(state, f"best/{index}") for index in range(len(self.turns))]
+        self.best_weights = best if any(best) else []
 
     def _identity(self) -> str:
         """What a checkpoint must agree with; how often it is written and the time allowed may differ."""
         free = ("checkpoint_every_s", "max_minutes")
         plan = {name: value for name, value in asdict(self.plan).items() if name not in free}
-        sizes = [sum(p.numel() for p in turn.module.parameters()) for turn in self.turns]
-        return json.dumps({"what": self.what, "seed": self.runtime.seed, "parameters": sizes, **plan}, sort_keys=True)
+        turns = [
+            {
+                "name": turn.name,
+                "parameters": sum(p.numel() for p in turn.module.parameters()),
+                "every": turn.every,
+                "plan": turn.plan and {name: value for name, value in asdict(turn.plan).items() if name not in free},
+            }
+            for turn in self.turns
+        ]
+        return json.dumps({"what": self.what, "seed": self.runtime.seed, "turns": turns, **plan}, sort_keys=True)
 
     def _judge(self) -> float:
         if self.validate is None:

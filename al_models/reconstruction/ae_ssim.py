@@ -22,18 +22,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.losses import ssim_loss, ssim_map
-from al_models.parts.train import TrainPlan, Turn, hold_out, seeded, train
+from al_models.parts.train import Phase, TrainPlan, Turn, hold_out
 from al_models.trained import TrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
@@ -151,15 +151,19 @@ class AeSsim(TrainedDetector):
     min_improvement: NonNegativeFloat = 0.001
     """Fall of 1 - SSIM that counts as an improvement."""
 
-    def _fit(self, source: ImageSource, runtime: Runtime) -> None:
+    def _split(self, n: int, seed: int) -> tuple[list[int], list[int]]:
+        return hold_out(n, seed)  # its best weights are kept, with and without patience
+
+    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         if self.image_size < CROP:
             raise InvalidInput(f"image_size = {self.image_size}; AeSsim takes patches of {CROP}: give {CROP} or more")
+
+    def _phases(
+        self, network: nn.Module, source: ImageSource, learn: Sequence[int], held: Sequence[int], runtime: Runtime
+    ) -> Iterator[Phase]:
         generator = torch.Generator().manual_seed(runtime.seed)
-        learn, held = hold_out(len(source), runtime.seed)
         patches = cut_patches(source, learn, self.patches, generator)
         judged = cut_patches(source, held, max(1, self.patches // 20), generator) if held else None
-        with seeded(runtime.seed, runtime.device):
-            network = self._network()
 
         def unit(patches: torch.Tensor) -> torch.Tensor:
             return patches.to(runtime.device).float() / 255
@@ -167,17 +171,13 @@ class AeSsim(TrainedDetector):
         def draw(step: int, generator: torch.Generator) -> torch.Tensor:
             return unit(patches[torch.randint(0, len(patches), (self.batch_size,), generator=generator)])
 
-        def loss(patches: torch.Tensor) -> torch.Tensor:
-            return self._loss(network, patches)
-
         def validate() -> float:
             parts = judged.split(self.batch_size)
-            return sum(float(loss(unit(part))) * len(part) for part in parts) / len(judged)
+            return sum(float(self._loss(network, unit(part))) * len(part) for part in parts) / len(judged)
 
         plan = self._plan(math.ceil(self.patches / self.batch_size))
-        history = train("fit AeSsim", [Turn(network, loss)], draw, plan, runtime, validate if held else None)
-        self.network_ = network
-        self.curve_ = np.array(history.losses, np.float32)  # (looks, 3)
+        turn = Turn(network, partial(self._loss, network))
+        yield Phase("", [turn], draw, plan, validate if held else None)
 
     def _network(self) -> nn.Module:
         return Autoencoder(self.latent)
