@@ -133,14 +133,12 @@ class TrainedDetector(Detector):
         return self
 
     def _learn_frame(self, source: ImageSource, runtime: Runtime) -> None:
-        rows = list(range(0, len(source), -(-len(source) // LOOKED_AT)))
+        rows = range(0, len(source), -(-len(source) // LOOKED_AT))
         moments = FrameMoments()
-        for start in range(0, len(rows), source.batch_size):
-            batch = moved(source.read(rows[start : start + source.batch_size]), runtime.device)
+        for batch in source.batches(rows):
             with torch.no_grad():
-                moments.update(self._judge(self.network_, batch)[0])
-            done = min(start + source.batch_size, len(rows))
-            runtime.progress(f"fit {type(self).__name__}: frame", done, len(rows))
+                moments.update(self._judge(self.network_, moved(batch, runtime.device))[0])
+            runtime.progress(f"fit {type(self).__name__}: frame", moments.count, len(rows))
         self.frame_ = moments.levels(self.frame).cpu()
 
     def _plan(self, per_epoch: int) -> TrainPlan:

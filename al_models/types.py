@@ -131,10 +131,14 @@ class ImageSource(ABC):
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The images of these rows, in the order asked."""
 
+    def batches(self, rows: Sequence[int]) -> Iterator[ImageBatch]:
+        """The images of these rows in the order asked, `batch_size` at a time."""
+        for start in range(0, len(rows), self.batch_size):
+            yield self.read(rows[start : start + self.batch_size])
+
     def __iter__(self) -> Iterator[ImageBatch]:
         """All images in order, `batch_size` at a time."""
-        for start in range(0, len(self), self.batch_size):
-            yield self.read(range(start, min(start + self.batch_size, len(self))))
+        return self.batches(range(len(self)))
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,9 @@ class StoredSource(ImageSource):
         features = {key: torch.from_numpy(stack.read(self._rows[rows])) for key, stack in self._features.items()}
         return ImageBatch(tuple(self.ids[row] for row in rows), images, features)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        """All images in order, one batch ahead."""
-        ask = [range(i, min(i + self.batch_size, len(self))) for i in range(0, len(self), self.batch_size)]
+    def batches(self, rows: Sequence[int]) -> Iterator[ImageBatch]:
+        """The images of these rows, one batch ahead."""
+        ask = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         if not ask:
             return
         with ThreadPoolExecutor(1) as ahead:

@@ -123,10 +123,11 @@ class Dfr(FeatureTrainedDetector):
         super()._set_up(source, rows, runtime)
 
         def maps() -> Iterable[Tensor]:
-            for start in range(0, len(rows), source.batch_size):
-                batch = source.read(list(rows[start : start + source.batch_size]))
+            done = 0
+            for batch in source.batches(rows):
                 yield self._regions(on_device(batch, runtime.device))
-                runtime.progress("fit Dfr: components", min(start + source.batch_size, len(rows)), len(rows))
+                done += len(batch)
+                runtime.progress("fit Dfr: components", done, len(rows))
 
         mean, covariance = moments(maps())
         variances = covariance.diagonal()

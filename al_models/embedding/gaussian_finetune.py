@@ -111,18 +111,17 @@ class GaussianFinetune(FeatureTrainedDetector):
             raise InvalidInput(f"epsilon={self.epsilon} was given; give a positive number, such as 0.01")
         super()._set_up(source, rows, runtime)
         self._learn_scales(source, rows, runtime)
-        parts = [list(rows[i : i + source.batch_size]) for i in range(0, len(rows), source.batch_size)]
         exact = {"dtype": torch.float64, "device": runtime.device}
         gaussians, fourth = {}, {}
         for layer, (c, h, w) in zip(self.layers, self._shapes(), strict=True):
             mean, scatter = torch.zeros(h * w, 1, c, **exact), torch.zeros(h * w, c, c, **exact)
             gaussians[layer] = PositionGaussians.of(0, mean, scatter)
             fourth[layer] = torch.zeros(h * w, **exact)
-        for part in parts:
-            for layer, x in self._stored(source, part, runtime).items():
+        for batch in source.batches(rows):
+            for layer, x in self._stored(batch, runtime).items():
                 gaussians[layer].update(x)
-        for part in parts:  # once more, now that the means are known
-            for layer, x in self._stored(source, part, runtime).items():
+        for batch in source.batches(rows):  # once more, now that the means are known
+            for layer, x in self._stored(batch, runtime).items():
                 fourth[layer] += (x - gaussians[layer].mean).square().sum(2).square().sum(1)
         for layer, found in gaussians.items():
             shrunk = ledoit_wolf(found.scatter, fourth[layer], found.count)
@@ -130,9 +129,9 @@ class GaussianFinetune(FeatureTrainedDetector):
             # Ledoit and Wolf divide by the number of images, not by one less.
             setattr(self, f"whitening{layer}_", whitening(found.count + 1, shrunk, self.epsilon).float())
 
-    def _stored(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> dict[int, Tensor]:
-        """The pretrained features of these rows, at the papers' scale: layer -> float64 (p, n, c)."""
-        features = on_device(source.read(rows), runtime.device)
+    def _stored(self, batch: ImageBatch, runtime: Runtime) -> dict[int, Tensor]:
+        """The pretrained features of a batch, at the papers' scale: layer -> float64 (p, n, c)."""
+        features = on_device(batch, runtime.device)
         scales = dict(zip(self.layers, self.scale_.tolist(), strict=True))
         return {layer: _by_position(features[layer].double() / scales[layer]) for layer in self.layers}
 

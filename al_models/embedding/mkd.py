@@ -142,8 +142,7 @@ class Mkd(FeatureTrainedDetector):
         super()._set_up(source, rows, runtime)
         self.scale_ = layer_scales(source, rows, self._critical(), runtime.device)
         energy = torch.zeros(len(self._critical()), dtype=torch.float64)
-        for start in range(0, len(rows), source.batch_size):
-            batch = source.read(list(rows[start : start + source.batch_size]))
+        for batch in source.batches(rows):
             layers = self._unit(batch.features)
             energy += torch.stack([x.double().square().mean() for x in layers]) * len(batch)
         self.energy_ = (energy / len(rows)).float()  # (layers,)

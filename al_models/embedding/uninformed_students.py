@@ -225,7 +225,7 @@ class UninformedStudents(FeatureTrainedDetector):
         yield from super()._phases(network, source, learn, held, runtime)
 
     def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        judged = self._parts(source, rows[:JUDGED], runtime)
+        judged = (moved(batch, runtime.device) for batch in source.batches(rows[:JUDGED]))
         with torch.no_grad():
             mean, std = moments(self._measured(self.network_, batch).flatten(1, 2) for batch in judged)
         self.mean_, self.std_ = (value.view(-1, 2).cpu() for value in (mean, std))
@@ -284,7 +284,8 @@ class UninformedStudents(FeatureTrainedDetector):
         """Bring what the teachers say of good images to mean 0 and deviation 1, channel by channel."""
         with torch.no_grad(), seeded(runtime.seed, runtime.device):
             # Each image has a square of its own, so that the size of the batches read does not matter.
-            images = (image for batch in self._parts(source, rows, runtime) for image in batch.images.split(1))
+            batches = (moved(batch, runtime.device) for batch in source.batches(rows))
+            images = (image for batch in batches for image in batch.images.split(1))
             mean, std = moments(self._described(teachers, image, self._window()).flatten(1, 2) for image in images)
         if float(std.max()) <= 1e-5 * float(mean.abs().max()):
             raise InvalidInput("the training images look alike at all positions: give images with some contrast")
@@ -360,7 +361,3 @@ class UninformedStudents(FeatureTrainedDetector):
         side = positions(self.image_size, self.stride)
         x = x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear")
         return x[..., row : row + cells, column : column + cells]
-
-    def _parts(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> Iterator[ImageBatch]:
-        for start in range(0, len(rows), source.batch_size):
-            yield moved(source.read(list(rows[start : start + source.batch_size])), runtime.device)

@@ -173,8 +173,7 @@ class Utrad(FeatureTrainedDetector):
             raise InvalidInput(f"depth={self.depth}, tokens={self.tokens} was given; give at least 1 and 2")
         super()._set_up(source, rows, runtime)
         total, squares, count = torch.zeros(()), torch.zeros(()), 0
-        for start in range(0, len(rows), source.batch_size):
-            batch = source.read(list(rows[start : start + source.batch_size]))
+        for batch in source.batches(rows):
             x = self._stack(on_device(batch, runtime.device)).double()
             total, squares = total + x.sum((0, 1, 2)).cpu(), squares + x.square().sum((0, 1, 2)).cpu()
             count += x[..., 0].numel()

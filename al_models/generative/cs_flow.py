@@ -140,8 +140,7 @@ class CsFlow(FeatureTrainedDetector):
             raise InvalidInput(f"blocks = {self.blocks}; a flow needs at least 1")
         super()._set_up(source, rows, runtime)
         moments = torch.zeros(2, len(self.scales), self._shapes()[0][0], dtype=torch.float64)  # means of x and of x^2
-        for start in range(0, len(rows), source.batch_size):
-            part = source.read(list(rows[start : start + source.batch_size]))
+        for part in source.batches(rows):
             for s, x in enumerate(self._maps(part)):
                 x = x.to(runtime.device).double()
                 found = torch.stack([x.mean((2, 3)), x.square().mean((2, 3))]).sum(1)  # (2, c)

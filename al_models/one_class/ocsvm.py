@@ -212,10 +212,8 @@ class Ocsvm(Detector):
 
     def _shuffled(self, source: ImageSource, rng: np.random.Generator, runtime: Runtime) -> Iterator[Tensor]:
         """Whitened patches (p, c) of one image after the other, both in random order whatever the batches are."""
-        order = rng.permutation(len(source)).tolist()
-        for start in range(0, len(order), source.batch_size):
-            stacked = self._stack(source.read(order[start : start + source.batch_size]), runtime)
-            for image in stacked.split(1):
+        for batch in source.batches(rng.permutation(len(source)).tolist()):
+            for image in self._stack(batch, runtime).split(1):
                 x = as_vectors(image)
                 yield self._whitened(x[torch.from_numpy(rng.permutation(len(x))).to(x.device)])
 

@@ -118,8 +118,7 @@ class SeSvdd(FeatureTrainedDetector):
         with seeded(runtime.seed, runtime.device):  # the same weights as those that training begins with
             network = self._network().to(runtime.device)
         sums = torch.zeros(2, len(self.layers), self.dimensions, dtype=torch.float64)  # of embeddings and their squares
-        for start in range(0, len(rows), source.batch_size):
-            batch = source.read(list(rows[start : start + source.batch_size]))
+        for batch in source.batches(rows):
             with torch.no_grad():
                 embeddings = self._embeddings(network, on_device(batch, runtime.device))
             for level, z in enumerate(embeddings):

@@ -166,9 +166,8 @@ class _Bank:
 
 def _maps(source: ImageSource, rows: Sequence[int], layer: int, device: str) -> Iterator[tuple[int, Tensor]]:
     """Row and float32 (c, h, w) of each image, read a batch at a time."""
-    for start in range(0, len(rows), source.batch_size):
-        batch = rows[start : start + source.batch_size]
-        yield from zip(batch, source.read(batch).features[layer].to(device).float(), strict=True)
+    maps = (one for batch in source.batches(rows) for one in batch.features[layer].to(device).float())
+    yield from zip(rows, maps, strict=True)
 
 
 def _summary(unlike: Tensor) -> tuple[float, tuple[float, float]]:

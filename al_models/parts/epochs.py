@@ -91,14 +91,15 @@ class Epochs:
 def collected(source: ImageSource, rows: Sequence[int]) -> ImageBatch:
     """All these rows as one batch, read `source.batch_size` at a time."""
     whole: ImageBatch | None = None
-    for start in range(0, len(rows), source.batch_size):
-        part = source.read(list(rows[start : start + source.batch_size]))
+    start = 0
+    for part in source.batches(rows):
         if whole is None:
             whole = _empty_like(part, len(rows))
         if part.images is not None and whole.images is not None:
             whole.images[start : start + len(part)] = part.images
         for layer, values in part.features.items():
             whole.features[layer][start : start + len(part)] = values
+        start += len(part)
     assert whole is not None
     return replace(whole, ids=tuple(source.ids[row] for row in rows))
 

@@ -155,9 +155,8 @@ def _moments(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and variance of each channel over these rows and all positions: float64 (c,) a layer, on the CPU."""
     sums: list[Tensor] = []  # of each layer the means of x and x^2, added up: (2, c)
-    for start in range(0, len(rows), source.batch_size):
-        features = source.read(list(rows[start : start + source.batch_size])).features
-        maps = [features[layer].to(device).double() for layer in layers]
+    for batch in source.batches(rows):
+        maps = [batch.features[layer].to(device).double() for layer in layers]
         parts = [torch.stack([x.mean((2, 3)).sum(0), x.square().mean((2, 3)).sum(0)]).cpu() for x in maps]
         sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
     means = [total[0] / len(rows) for total in sums]

@@ -57,11 +57,11 @@ def cut_patches(source: ImageSource, rows: Sequence[int], count: int, generator:
     wanted[torch.randperm(len(rows), generator=generator)[:left]] += 1
     used = wanted.nonzero().flatten().tolist()
     patches, done = torch.empty(count, 1, CROP, CROP, dtype=torch.uint8), 0
-    for start in range(0, len(used), source.batch_size):
-        places = used[start : start + source.batch_size]
-        gray = luminance(source.read([rows[place] for place in places]).images)  # (n, 1, h, w)
-        for image, times in zip(gray, wanted[places].tolist(), strict=True):
-            for y, x in torch.randint(0, gray.shape[-1] - CROP + 1, (times, 2), generator=generator).tolist():
+    times_each = iter(wanted[used].tolist())
+    for batch in source.batches([rows[place] for place in used]):
+        for image in luminance(batch.images):  # (1, h, w)
+            places = (next(times_each), 2)
+            for y, x in torch.randint(0, image.shape[-1] - CROP + 1, places, generator=generator).tolist():
                 patches[done] = image[:, y : y + CROP, x : x + CROP]
                 done += 1
     return patches
