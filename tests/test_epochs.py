@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -95,3 +97,48 @@ def test_a_failed_read_is_heard_of():
 
 def test_rows_are_collected_in_the_order_asked():
     assert rows_of(collected(Counted(30), [7, 3, 29, 0, 11, 2, 5])) == [7, 3, 29, 0, 11, 2, 5]
+
+
+# what is prepared ahead
+
+
+def drawn(batch, generators):
+    """Row and a random number for each image."""
+    return list(zip(rows_of(batch), (float(generator.random()) for generator in generators), strict=True))
+
+
+@pytest.mark.parametrize("in_memory", [10**6, 20 * BYTES])
+def test_what_is_prepared_depends_on_seed_epoch_and_image_alone(in_memory):
+    with Epochs(Counted(50), range(50), 7, 3, in_memory, drawn) as epochs:
+        whole = [epochs.batch(step) for step in range(2 * len(epochs))]
+        n = len(epochs)
+    with Epochs(Counted(50), range(50), 7, 3, in_memory, drawn) as again:
+        for step in (n + 2, 1, n + 1):
+            assert again.batch(step) == whole[step]
+    with Epochs(Counted(50), range(50), 5, 3, in_memory, drawn) as smaller:
+        first = {row: number for step in range(len(smaller)) for row, number in smaller.batch(step)}
+    assert first == {row: number for batch in whole[:n] for row, number in batch}
+    second = {row: number for batch in whole[n:] for row, number in batch}
+    assert first.keys() == second.keys()
+    assert all(first[row] != second[row] for row in first), "another epoch draws anew"
+
+
+def test_the_next_batch_is_prepared_before_it_is_asked_for():
+    made, second = [], threading.Event()
+
+    def prepare(batch, generators):
+        made.append(rows_of(batch))
+        if len(made) == 2:
+            second.set()
+
+    with Epochs(Counted(12), range(12), 4, 0, prepare=prepare) as epochs:
+        epochs.batch(0)
+        assert second.wait(10)
+
+
+def test_a_failed_preparation_is_heard_of():
+    def prepare(batch, generators):
+        raise ValueError("no texture to blend with")
+
+    with Epochs(Counted(9), range(9), 3, 0, prepare=prepare) as epochs, pytest.raises(ValueError, match="no texture"):
+        epochs.batch(0)

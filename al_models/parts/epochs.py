@@ -3,16 +3,19 @@
 What fits in memory is read once. What does not is read a window of images at a time, the next one in the background
 while the last is learned from; windows are of random blocks of neighbouring images, since a store reads those together.
 An epoch's order depends on the seed and its number alone, so a resumed training sees what an undisturbed one would.
+What a method makes of a batch on the CPU, such as synthetic defects, is prepared by threads ahead of the device.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,21 +25,35 @@ IN_MEMORY = 2 * 2**30
 """Bytes of images and features that are kept in memory."""
 BLOCK = 8
 """Neighbouring images that are read together: a chunk of the stored features."""
+AHEAD = 4
+"""Batches that are prepared ahead."""
+
+Prepare = Callable[[ImageBatch, Sequence[np.random.Generator]], Any]
+"""A batch on the CPU, and a random generator for each of its images -> what a step learns from."""
 
 
 class Epochs:
     """Batches of the chosen rows, each row once an epoch, in an order of its own. Use as a context manager."""
 
     def __init__(
-        self, source: ImageSource, rows: Sequence[int], batch_size: int, seed: int, in_memory: int = IN_MEMORY
+        self,
+        source: ImageSource,
+        rows: Sequence[int],
+        batch_size: int,
+        seed: int,
+        in_memory: int = IN_MEMORY,
+        prepare: Prepare | None = None,
     ) -> None:
+        """`prepare`: what is made of each batch, by threads, ahead of the step that wants it. The generator of an image
+        depends on the seed, the epoch and the image's id alone, whatever the batch and whichever step was the first."""
         self.source, self.rows, self.batch_size, self.seed = source, list(rows), batch_size, seed
+        self.prepare, self._prepared = prepare, dict[int, Future[Any]]()
         self.waited_s = 0.0
-        """Seconds in which the training had to wait for images or features."""
+        """Seconds in which the training had to wait for images, features, or what is made of them."""
         fit = max(1, in_memory // _size(source.read(self.rows[:1])))
         self.whole = fit >= len(self.rows)
         self._window = len(self.rows) if self.whole else max(BLOCK, fit // 2)  # the next one needs its room, too
-        self._reader = ThreadPoolExecutor(1)
+        self._reader, self._makers = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
         self._held: dict[tuple[int, int], Future[ImageBatch]] = {}
         self._steps = [
             (window, part)
@@ -48,14 +65,31 @@ class Epochs:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._makers.shutdown(cancel_futures=True)
         self._reader.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
         """Batches an epoch: of `batch_size` images, or somewhat less, so that all are of nearly one size."""
         return len(self._steps)
 
-    def batch(self, step: int) -> ImageBatch:
-        """The batch of this step, counting through all epochs, on the CPU."""
+    def batch(self, step: int) -> Any:
+        """The batch of this step, counting through all epochs, on the CPU: an ImageBatch, or what is prepared of it."""
+        if self.prepare is None:
+            return self._raw(step)
+        wanted = range(step, step + AHEAD)
+        self._prepared = {n: self._prepared.get(n) or self._made(n) for n in wanted}
+        start = time.monotonic()
+        made = self._prepared.pop(step).result()
+        self.waited_s += time.monotonic() - start
+        return made
+
+    def _made(self, step: int) -> Future[Any]:
+        batch, epoch = self._raw(step), step // len(self)
+        generators = [np.random.default_rng([self.seed, epoch, zlib.crc32(name.encode())]) for name in batch.ids]
+        assert self.prepare is not None
+        return self._makers.submit(self.prepare, batch, generators)
+
+    def _raw(self, step: int) -> ImageBatch:
         epoch, index = divmod(step, len(self))
         window, part = self._steps[index]
         held = self._read(epoch, window)
