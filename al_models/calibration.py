@@ -169,7 +169,7 @@ def realised(scores: np.ndarray, labels: np.ndarray, threshold: Threshold) -> di
 
 
 def missed(scores: np.ndarray, threshold: Threshold) -> dict[str, float]:
-    """Of a few labelled defects, scores [m], the `miss_rate` with its 95 % interval `miss_low`, `miss_high`.
+    """`miss_rate` of a few labelled defects, scores [m], with its 95 % interval `miss_low`, `miss_high`.
 
     It reports and never moves the threshold: one fitted to known defects would promise nothing for unknown ones. Empty
     without defects, or when the threshold has no value.

@@ -39,7 +39,7 @@ class TrainedDetector(Detector):
 
     traits: ClassVar[Traits] = Traits(trains=True)
     training: ClassVar[Mapping[str, Any]] = {}
-    """Of the paper's `TrainPlan`, beside the fields below: optimiser, schedule, clip and the like."""
+    """Fields of the paper's `TrainPlan` beside those below: optimiser, schedule, clip and the like."""
 
     epochs: PositiveInt = 100
     """At most."""

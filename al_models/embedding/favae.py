@@ -43,7 +43,7 @@ from al_models.trained import FeatureTrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _HALVINGS = 4
-"""Of the encoder: its last grid is a sixteenth of the image's side."""
+"""How often the encoder halves: its last grid is a sixteenth of the image's side."""
 
 
 class FeatureVae(nn.Module):
@@ -83,7 +83,7 @@ class FeatureVae(nn.Module):
         self.image = nn.ConvTranspose2d(w1, 3, 4, 2, 1)
         sides, widths = [base, 2 * base, 4 * base, 8 * base], [w4, w4, w2, w1]
         self.taps = [min(range(4), key=lambda i: (abs(sides[i] - h), -i)) for _, h, _ in shapes]
-        """Of each layer, the decoder's level nearest to it in size."""
+        """The decoder's level nearest in size to each layer."""
         self.adapters = nn.ModuleList(
             nn.Sequential(nn.Conv2d(widths[tap], widths[tap], 1), nn.ReLU(), nn.Conv2d(widths[tap], c, 1))
             for tap, (c, _, _) in zip(self.taps, shapes, strict=True)
@@ -147,7 +147,7 @@ class Favae(FeatureTrainedDetector):
         self.mean_, self.deviation_ = channel_moments(source, rows, self.layers, runtime.device)
 
     def _side(self) -> int:
-        """Of the image that the VAE sees: twice the finest layer's, rounded up to what four halvings divide."""
+        """Side of the image that the VAE sees: twice the finest layer's, rounded up to what four halvings divide."""
         step = 2**_HALVINGS
         return step * -(-2 * max(h for _, h, _ in self._shapes()) // step)
 

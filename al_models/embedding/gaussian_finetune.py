@@ -150,7 +150,7 @@ class GaussianFinetune(FeatureTrainedDetector):
         return torch.stack([distances.mean() for distances in self._distances(network, x)]).sum()
 
     def _distances(self, network: nn.Module, x: Tensor) -> list[Tensor]:
-        """Of standardised images (n, 3, h, w), each layer's Mahalanobis distances (n, h, w)."""
+        """Each layer's Mahalanobis distances (n, h, w) of standardised images (n, 3, h, w)."""
         found, scales = [], dict(zip(self.layers, self.scale_.tolist(), strict=True))
         for layer, features in zip(sorted(set(self.layers)), network(x), strict=True):
             mean, whiten = (self._on(x.device, f"{name}{layer}_") for name in ("mean", "whitening"))

@@ -125,9 +125,9 @@ class Mkd(FeatureTrainedDetector):
     width: PositiveInt = 16
     """Channels of the cloner between its critical convolutions."""
     value_weight: NonNegativeFloat = 1.0
-    """Of the squared difference, against 1 of the direction."""
+    """Weight of the squared difference, against 1 of the direction."""
     score: Literal["maximum", "mean"] = "maximum"
-    """Of an image: the last layer's worst position, or the paper's loss over the whole image."""
+    """What scores an image: the last layer's worst position, or the paper's loss over the whole image."""
     sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
@@ -156,7 +156,7 @@ class Mkd(FeatureTrainedDetector):
         return unit_layers(features, self._critical(), self.scale_)
 
     def _weights(self, device: torch.device) -> Tensor:
-        """Of the squared differences: (layers,)."""
+        """Weights of the squared differences: (layers,)."""
         return self.value_weight / self.energy_.clamp(min=1e-6).to(device)
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:

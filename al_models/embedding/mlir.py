@@ -122,7 +122,7 @@ class Mlir(FeatureTrainedDetector):
     width: PositiveInt = 64
     """Channels of the decoder."""
     pixel_weight: NonNegativeFloat = 1.0
-    """Of the pixels' mean squared error, beside the deep differences."""
+    """Weight of the pixels' mean squared error, beside the deep differences."""
     epochs: int = 40
     batch_size: int = 8
     learning_rate: float = 1e-3

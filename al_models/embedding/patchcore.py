@@ -139,7 +139,7 @@ class Patchcore(Detector):
 
 
 def _variances(patches: Tensor) -> Tensor:
-    """Of each channel over all patches (m, c), of which there may be more than fit in memory: float64 (c,)."""
+    """Variance of each channel over all patches (m, c), of which there may be more than fit in memory: float64 (c,)."""
     sums = patches.new_zeros(2, patches.shape[1], dtype=torch.float64)  # of values and of squares
     for part in patches.split(_PATCHES_AT_ONCE):
         x = part.double()

@@ -187,7 +187,7 @@ class UninformedStudents(FeatureTrainedDetector):
     """Whose descriptors students learn to give: "backbone", whose features know more than good images show, or
     "distilled"."""
     students: PositiveInt = 3
-    """Of each patch size."""
+    """Students of each patch size."""
     dimension: PositiveInt = 128
     """Numbers a descriptor; those of `teacher="backbone"` are its channels."""
     width: PositiveInt = 32

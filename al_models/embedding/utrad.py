@@ -164,7 +164,7 @@ class Utrad(FeatureTrainedDetector):
     learning_rate: float = 4e-4
     frame: float = FRAME
     sigma: NonNegativeFloat = 0.0
-    """Of a Gaussian that smooths the map, in pixels; the authors use none."""
+    """Standard deviation of a Gaussian that smooths the map, in pixels; the authors use none."""
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         if self.dim % 8 or self.dim % self.heads or self.dim < 8:

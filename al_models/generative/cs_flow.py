@@ -123,7 +123,7 @@ class CsFlow(FeatureTrainedDetector):
     """Largest log-scale of a coupling."""
     frame: float = FRAME
     sigma: NonNegativeFloat = 0.0
-    """Of the map's smoothing, in pixels; the paper smooths nothing."""
+    """Standard deviation of the map's smoothing, in pixels; the paper smooths nothing."""
     epochs: int = 240
     batch_size: int = 16
     learning_rate: float = 2e-4

@@ -160,9 +160,9 @@ class Differnet(TrainedDetector):
     rotations: PositiveInt = 64
     """Angles an image is seen at; 1: upright only."""
     transforms: PositiveInt = 4
-    """Of these, as many as a training step draws for an image."""
+    """How many of these a training step draws for an image."""
     sigma: NonNegativeFloat = 3.0
-    """Of the gradients' smoothing, in pixels."""
+    """Standard deviation of the gradients' smoothing, in pixels."""
     epochs: int = 192
     batch_size: int = 24
     learning_rate: float = 2e-4

@@ -134,7 +134,7 @@ class Ocsvm(Detector):
     nu: Annotated[PositiveFloat, Lt(1)] = 0.05
     """Upper bound on the share of training patches outside, lower bound on that of support vectors."""
     gamma: PositiveFloat | None = None
-    """Of k = exp(-gamma |x - z|^2); None: 1 / number of channels."""
+    """Width of the kernel k = exp(-gamma |x - z|^2); None: 1 / number of channels."""
     exact_patches: PositiveInt = 8192
     """Patches at most in the exact problem, drawn at random where there are more."""
     centres: PositiveInt = 1024

@@ -141,7 +141,7 @@ class SeSvdd(FeatureTrainedDetector):
         return network(standard_layers(features, self._levels(), self.mean_, self.deviation_))
 
     def _distances(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:
-        """Of each level, (n, h, w): squared, mean over coordinates, over what it was at first."""
+        """Squared distances of each level (n, h, w), mean over coordinates, over what it was at first."""
         found = []
         for level, z in enumerate(self._embeddings(network, batch.features)):
             centre = self.centre_[level].to(z.device)[:, None, None]

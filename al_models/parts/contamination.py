@@ -37,13 +37,14 @@ _TOP = 0.01
 _COARSEST_STRIDE = 16
 _FEWEST_A_SIDE = 8
 _LEAST_TYPICAL = 0.5
-"""Of the median over positions: else the noise of a plain background would weigh as much as the product."""
+"""Least usual distance of a position, as a share of the median over positions: else the noise of a plain background
+would weigh as much as the product."""
 _ROUNDING = 1e-3
-"""Of a patch's length: differences that half precision cannot tell."""
+"""Differences that half precision cannot tell, as a share of a patch's length."""
 _HIGHEST = 6e4
 """Highest value of a map: half precision holds no more."""
 _LEAST_SPREAD = 0.01
-"""Of a typical distance, for images that are all alike."""
+"""Least spread, as a share of a typical distance, for images that are all alike."""
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,11 @@ class TrainPlan:
     optimiser: str = "adam"
     """adam, adamw or sgd."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Share of the last steps that sgd keeps."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of adam and adamw."""
+    """Shares of the mean gradient and the mean square that adam and adamw keep a step."""
     eps: float = 1e-8
-    """Of adam and adamw."""
+    """What adam and adamw add to the root they divide by."""
     weight_decay: float = 0.0
     """Added to the gradient (adam, sgd) or taken from the weights (adamw)."""
     schedule: str = "constant"

@@ -187,7 +187,7 @@ class AeSsim(TrainedDetector):
         return replace(super()._plan(per_epoch), check_every=four_an_epoch, min_improvement=self.min_improvement)
 
     def _loss(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Of gray patches (n, 1, 128, 128) in [0, 1]."""
+        """1 - SSIM of gray patches (n, 1, 128, 128) in [0, 1] and what is made of them."""
         return ssim_loss(batch, network(batch), side=self.window)
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,9 +130,9 @@ class Mpad(FeatureTrainedDetector):
     latent: PositiveInt = 32
     """Numbers of a latent vector."""
     prototypes: PositiveInt = 256
-    """Of each scale."""
+    """Prototypes of each scale."""
     decay: Annotated[float, Ge(0), Lt(1)] = 0.99
-    """Of the averages that the prototypes follow, a step."""
+    """Share of the averages, which the prototypes follow, that a step keeps."""
     commitment: NonNegativeFloat = 0.25
     """Weight of the latent vectors' distance to their prototypes."""
     epochs: int = 100
@@ -156,7 +156,7 @@ class Mpad(FeatureTrainedDetector):
         )
 
     def _residuals(self, network: nn.Module, batch: ImageBatch) -> tuple[list[Tensor], Tensor]:
-        """Of each scale the squared residual, mean over channels, (n, h, w); and the distances to the prototypes."""
+        """Squared residuals of each scale, mean over channels (n, h, w), and the distances to the prototypes."""
         residuals, distances = [], []
         layers = standard_layers(batch.features, self.layers, self.mean_, self.deviation_)
         for x, autoencoder in zip(layers, network, strict=True):
