@@ -36,8 +36,8 @@ class FeatureSpec:
     weights: str | None = None
     """None: the backbone's own pretrained weights; else the path of a .safetensors or .pth file."""
     location: Literal["bottleneck", "expansion"] = "bottleneck"
-    """Of EfficientNets: the linear outputs of a stage's last block, or what its next block expands them to (timm's
-    `feature_location`)."""
+    """What is read of EfficientNets: the linear outputs of a stage's last block, or what its next block expands them to
+    (timm's `feature_location`)."""
     scales: tuple[float, ...] = (1.0,)
     """Shares of `image_size` at which the image is shown to the backbone (bilinear, antialiased); the features of layer
     l at the s-th of them have the key l + 100 s, so that of a single scale the keys are the layers."""

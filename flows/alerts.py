@@ -31,7 +31,7 @@ _AUTOMATIONS = (
     SILENT := "al: take a night that is not heard of any more for crashed",
 )
 _SILENT_AFTER = timedelta(minutes=10)
-"""Of a flow run that tells every three minutes that it lives."""
+"""Silence after which a flow run, which tells every three minutes that it lives, is dead."""
 _WAIT_S = 60.0
 """For another night to end; then this one leaves."""
 

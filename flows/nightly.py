@@ -35,7 +35,7 @@ class Outcome:
     report: str
     """Path of nights.html."""
     decisions: list[Decision]
-    """Of each model, in the order of the run."""
+    """The decision about each model, in the order of the run."""
     left: str | None = None
     """Why nothing was done: another night is at work."""
 

@@ -46,7 +46,7 @@ _READS = {"fit": "train", "calibrate": "train", "predict": "test", "evaluate": "
 """The images that a step's time grows with; all of them where it is not named."""
 _HALF, _BYTE = 2, 1
 _TRIALS = 12
-"""Of a search, that are shown with their parameters."""
+"""Trials of a search that are shown with their parameters."""
 
 
 @dataclass(frozen=True)

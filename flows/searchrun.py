@@ -117,7 +117,7 @@ class SearchRun(Strict):
         return ladder(len(self.all_trials()), self.eta)
 
     def image_share(self, rung: Rung) -> float:
-        """Of the images to learn from, in a rung."""
+        """Share of the images to learn from, in a rung."""
         return rung.share if self.resource == "images" else 1.0
 
     def at(self, trial: Trial, rung: Rung) -> MethodRun:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.02
 _STARTS = 4
-"""Of a cell whose steps were lost with the scheduler, before it counts as failed."""
+"""Starts of a cell whose steps were lost with the scheduler, before it counts as failed."""
 
 
 @dataclass

@@ -34,13 +34,13 @@ class Looks:
     n: int
     """New images."""
     rejected: int
-    """Of these, above the champion's threshold; 0 where it has none."""
+    """New images above the champion's threshold; 0 where it has none."""
     promised: float
     """Share of good images that the threshold may reject, in 0..1."""
     alpha: float
     """Chance of seeing drift where there is none."""
     threshold: float | None
-    """Of the score; None: too few images were held out."""
+    """Threshold of the score; None: too few images were held out."""
     before: dict[str, list[float]]
     """Statistic (score, features, brightness, contrast, sharpness) -> its quartiles among the held-out images."""
     now: dict[str, list[float]]
@@ -64,7 +64,7 @@ class Decision:
     """Version that was proven; None: there was none."""
     checks: list[Check] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the version in use from then on; fractions in 0..1."""
+    """Metrics of the version in use from then on; fractions in 0..1."""
     counts: dict[str, int] = field(default_factory=dict)
     """Images by use; `new`: good training images that the champion had not seen; `newly_set_aside`: images that
     validation rejects, beyond as many as when the champion was made; `held`: images that wait for a person's word."""

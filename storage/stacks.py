@@ -39,7 +39,7 @@ class Stack:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all parts together."""
+        """Shape of all parts together."""
         return (sum(array.shape[0] for array in self.arrays), *self.arrays[0].shape[1:])
 
     @property

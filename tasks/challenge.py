@@ -214,7 +214,7 @@ def _judgements(
     champion: ModelVersion,
     challenger: ModelVersion,
 ) -> tuple[Judgement, Judgement]:
-    """Of the champion and of the challenger, on the same images."""
+    """Judgements of the champion and of the challenger, on the same images."""
     asked = METRICS if night.gate.metric is None else (night.gate.metric,)
     store, features = Store(validated.category.store), record.keys.get("features")
     pace = _paces(store, cell, validated, champion, challenger)

@@ -30,7 +30,7 @@ class Promise:
     good: int = 0
     """Good test images."""
     rejected: int | None = None
-    """Of these; None: not known."""
+    """Rejected ones of these; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Judgement:
     images: int = 0
     """Whose prediction was measured."""
     seconds: float = 0.0
-    """Of this prediction; of two models, measured in turns."""
+    """Time of this prediction; of two models, measured in turns."""
     memory: float = 0.0
     """MiB."""
 
@@ -57,20 +57,20 @@ class Intake:
     n: int = 0
     """New ones, judged by the champion; where there is none, by the last version."""
     rejected: int = 0
-    """Of these."""
+    """Rejected ones of these."""
     fresh: int = 0
-    """Of the new ones, those that no earlier night has seen."""
+    """New ones that no earlier night has seen."""
     fresh_rejected: int = 0
     many: int = 0
     """Images that wait for a person since a night on which too many were rejected."""
     promise: Promise | None = None
-    """Of that version; None: there is none."""
+    """What that version promised; None: there is none."""
     drift: Sequence[Change] = ()
     """What the new ones differ in from those held out for the champion."""
     compared: int = 0
     """All of them, compared with each other, where there is no champion."""
     suspected: int = 0
-    """Of these, those that look like defects."""
+    """Those of these that look like defects."""
     rate: float = 0.0
     """Share of good images that may be rejected."""
 

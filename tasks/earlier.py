@@ -10,7 +10,7 @@ from storage.errors import StorageError
 from storage.store import Artifact, Store
 
 _MOST_PARTS = 16
-"""Of an output whose rows stay where they are: each part is a folder to open, and a chunk that is not full."""
+"""Parts of an output whose rows stay where they are: each part is a folder to open, and a chunk that is not full."""
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ _Row = dict[int, np.ndarray]
 
 
 def _offsets(spec: FeatureSpec, device: str, before: _Before | None) -> dict[str, Any]:
-    """Of each layer, in pixels, as they were measured or from the backbone."""
+    """Offsets of each layer, in pixels, as they were measured or from the backbone."""
     if before is not None:
         return dict(before.known.output.meta["offsets"])
     from al_models.parts.backbone import cached_backbone

@@ -57,7 +57,7 @@ FOLDER = "search-data"
 """In the report's folder: where such data sets lie."""
 _ALWAYS = {"not_empty", "readable", "one_label", "unique_in_split", "mask_size", "enough_training_images"}
 RULES: Mapping[str, Severity] = MappingProxyType({rule: "off" for rule in DEFAULTS if rule not in _ALWAYS})
-"""Of validation: the images were accepted before, and nothing may set them aside for what was drawn into them."""
+"""Rules of validation: the images were accepted before, and nothing may set them aside for what was drawn into them."""
 FEWEST = 4
 """Good training images: two to learn from, one that stays good, and one with a defect."""
 _ABANDONED_AFTER_S = 3600

@@ -9,7 +9,7 @@ from collections.abc import Callable
 _FEWEST, _MOST = 11, 41
 """Rounds."""
 _ENOUGH_S, _TOO_MUCH_S = 1.0, 60.0
-"""Of measuring: from then on no round is added to the fewest; to the first."""
+"""Seconds of measuring from which on no round is added to the fewest, and none to the first."""
 
 
 def paces(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:

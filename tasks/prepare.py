@@ -87,10 +87,10 @@ COLUMNS = {
     "mask_border": "Float64",
     "mask_orientation": "Int64",
 }
-"""Of `facts.parquet`. The orientations are EXIF's, 1 where there is none, and `mask_border` is the share of the image's
-outermost pixels that its mask marks. Of files with more than 8 bits a channel, `highest` is the largest value, `white`
-the end of the range that was learned, and `beyond` the share of values above it. Brightness, contrast and sharpness are
-`al_models.parts.images.light` of the resized image."""
+"""Columns of `facts.parquet`. The orientations are EXIF's, 1 where there is none, and `mask_border` is the share of
+the image's outermost pixels that its mask marks. Of files with more than 8 bits a channel, `highest` is the largest
+value, `white` the end of the range that was learned, and `beyond` the share of values above it. Brightness, contrast
+and sharpness are `al_models.parts.images.light` of the resized image."""
 
 
 @task(

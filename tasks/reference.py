@@ -25,9 +25,9 @@ class Reference:
     """What `al_models.drift` compares new images with."""
 
     scope: Scope
-    """Of the means of features; for a method that reads none, of brightness, contrast and sharpness."""
+    """What the means of features are like; for a method that reads none, of brightness, contrast and sharpness."""
     statistics: dict[str, np.ndarray]
-    """Of the held-out good images, float64 [n] each: `score`, `features` (their distance in the scope), LIGHT."""
+    """Values of held-out good images, float64 [n] each: `score`, `features` (their distance in the scope), LIGHT."""
 
     def to_bytes(self) -> bytes:
         """As a version keeps it."""
@@ -72,7 +72,7 @@ def _statistics(scope: Scope, light: np.ndarray, seen: np.ndarray, scores: np.nd
 
 
 def _looks(store: Store, images: str, features: str | None, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image, LIGHT (n, 3) and what its scope is about (n, d)."""
+    """LIGHT (n, 3) of each image, and what its scope is about (n, d)."""
     light = _light(store, images, ids)
     return light, light if features is None else _means_of(store, features, ids)
 

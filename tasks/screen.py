@@ -55,13 +55,13 @@ from tasks.validate import CategoryStopped
 logger = logging.getLogger(__name__)
 
 RULE = "held"
-"""Of the findings about images that are not learned."""
+"""Rule of the findings about images that are not learned."""
 _PICTURES = 500
 """Images of a night that are held with a picture; the others, without."""
 _SIDE = 256
 _FOLDS = 5
 _CHANNELS = 40
-"""Of the model that judges images out of fold: it has to be fitted five times."""
+"""Channels of the model that judges images out of fold: it has to be fitted five times."""
 _OF_LOGARITHMS = 0.64
 """Deviations of logarithms that count as one: they are shorter above the median (of 209 good images of *bottle* 3 %
 are beyond 3.2)."""
@@ -146,13 +146,13 @@ class _Asked:
     new: list[str]
     """Images that the version judges."""
     fresh: list[str]
-    """Of these, those that no earlier night has seen."""
+    """Those of these that no earlier night has seen."""
     many: int
     """Images that wait for a person since a night on which too many were rejected."""
     compared: list[str]
     """Images that are compared with each other; none where there is a champion."""
     held: list[str]
-    """Of these, those that were found unlike the others before: more images do not make them good."""
+    """Those of these that were found unlike the others before: more images do not make them good."""
 
 
 def _good(validated: Validated) -> list[Sample]:

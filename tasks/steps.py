@@ -167,7 +167,7 @@ class _Code:
     """What a name has to know of a module."""
 
     digest: str
-    """Of its syntax tree without docstrings."""
+    """Digest of its syntax tree without docstrings."""
     imports: tuple[str, ...]
     """Modules of ours that it imports, anywhere in it. A package that is only passed on the way to one is none of them:
     ours do nothing when they are imported."""

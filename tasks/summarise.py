@@ -38,7 +38,7 @@ class Summary:
     decisions: dict[str, int]
     """Decision -> images of this run, with those that were judged before."""
     drift: list[Change]
-    """Of the images of this run that are in scope; empty for too few."""
+    """What is unlike the good images in those of this run that are in scope; empty for too few."""
     worst: list[dict[str, Any]]
     """The rejected images with the highest scores, the highest first: path, score, p_value."""
     unreadable: dict[str, str]

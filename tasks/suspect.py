@@ -39,7 +39,7 @@ COLUMNS = {
     "x": "float64",
     "y": "float64",
 }
-"""Of `suspects.parquet`."""
+"""Columns of `suspects.parquet`."""
 
 
 def shared_spec(image_size: int) -> FeatureSpec:

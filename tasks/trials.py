@@ -21,7 +21,7 @@ from typing import Any
 from storage.records import RunRecord
 
 _DIGITS = 3
-"""Of a drawn number, so that people can read and repeat it."""
+"""Digits of a drawn number, so that people can read and repeat it."""
 _TRIES = 100
 """Draws for each trial wanted, before a small space counts as used up."""
 
@@ -90,7 +90,7 @@ class Rung:
     trials: int
     """How many are tried here, at most."""
     share: float
-    """Of the whole resource; 1 in the last rung."""
+    """Share of the whole resource; 1 in the last rung."""
 
 
 def ladder(trials: int, eta: int) -> list[Rung]:
@@ -120,7 +120,7 @@ class Score:
     trial: Trial
     rung: Rung
     mean: float | None
-    """Of the metric: over the seeds of a category, then over categories, each weighing the same."""
+    """Mean of the metric: over the seeds of a category, then over categories, each weighing the same."""
     spread: float | None
     """Standard deviation over seeds (n - 1), averaged over categories; None with a single seed."""
     failed: tuple[str, ...] = ()

@@ -116,8 +116,8 @@ def test_training_draws_some_of_the_rotations_and_judging_takes_all(monkeypatch)
         ("a", "b"), features={module.VECTORS: torch.arange(8.0).view(2, 4, 1).expand(-1, -1, 480).clone()}
     )
     monkeypatch.setattr(network.blocks[0], "forward", lambda x: seen.append(x) or (x, torch.zeros(len(x))))
-    detector._loss(network.train(), batch)
-    detector._loss(network.eval(), batch)
+    detector._loss(network, batch)
+    detector._held_out_loss(network, batch)
     drawn, all_of_them = ((x * network.spread + network.mean)[:, 0].round().tolist() for x in seen)
     assert len(drawn) == len(set(drawn)) == 4
     assert [value // 4 for value in drawn] == [0, 0, 1, 1]

@@ -84,7 +84,7 @@ def test_the_loss_and_the_map_are_written_out(learned):
             (level(again[n]) - x).square().mean(1) for level, n, x in zip(network.levels, (2, 3), good, strict=True)
         ]
         pixels = F.mse_loss(made, standardised(given.images, spec))
-        loss = learned._loss(network, given)
+        loss = learned._held_out_loss(network, given)
         torch.testing.assert_close(loss, 0.75 * apart[0].mean() + 0.25 * apart[1].mean() + pixels)
     flat = Mlir(**SMALL, sigma=0.0).load_state(learned.state())
     flat.offsets_.zero_()
@@ -94,7 +94,7 @@ def test_the_loss_and_the_map_are_written_out(learned):
     np.testing.assert_array_equal(found.scores, found.maps.max((1, 2)))
 
 
-def test_the_decoder_learns_through_the_frozen_network_and_good_images_are_noted_in_training_alone():
+def test_the_decoder_learns_through_the_frozen_network_and_held_out_images_are_not_noted():
     detector = Mlir(**SMALL, pixel_weight=0.0)
     given = batch(detector, images())
     detector.shapes_ = torch.tensor([[n, *given.features[n].shape[1:]] for n in (2, 3)])
@@ -105,7 +105,7 @@ def test_the_decoder_learns_through_the_frozen_network_and_good_images_are_noted
     noted = network.usual.clone()
     assert not torch.equal(noted, torch.ones(2))
     with torch.no_grad():
-        detector._loss(network.eval(), given)
+        detector._held_out_loss(network, given)
     assert torch.equal(network.usual, noted)
     assert int(network.levels[0].seen.num_batches_tracked) == 1
 

@@ -139,11 +139,12 @@ class GaussianFinetune(FeatureTrainedDetector):
         return Tuned(copy.deepcopy(cached_backbone(self.feature_spec(), "cpu").network))
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
-        """Mean distance; of held-out images, as a share of the distance of what augmentations make of them."""
+        return self._mean_distance(network, standardised(batch.images, self.feature_spec()))
+
+    def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        """The mean distance as a share of the distance of what augmentations make of the images."""
         x = standardised(batch.images, self.feature_spec())
         good = self._mean_distance(network, x)
-        if network.training:
-            return good
         return torch.stack([good / self._mean_distance(network, changed) for changed in vicinal(x)]).mean()
 
     def _mean_distance(self, network: nn.Module, x: Tensor) -> Tensor:

@@ -136,11 +136,7 @@ class Mlir(FeatureTrainedDetector):
 
     def _differences(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, list[Tensor]]:
         """The reconstruction (n, 3, size, size), and how far it is from the image at each level (n, h, w)."""
-        features = [batch.features[layer] for layer in self.layers]
-        if network.training:
-            for level, x in zip(network.levels, features, strict=True):
-                level.learn(x)
-        good = [level(x) for level, x in zip(network.levels, features, strict=True)]
+        good = [level(batch.features[layer]) for level, layer in zip(network.levels, self.layers, strict=True)]
         made = network(good)
         again = cached_backbone(self.feature_spec(), str(made.device)).features(made)
         return made, [
@@ -149,13 +145,21 @@ class Mlir(FeatureTrainedDetector):
         ]
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        for level, layer in zip(network.levels, self.layers, strict=True):
+            level.learn(batch.features[layer])
+        loss, means = self._loss_and_means(network, batch)
+        network.usual.lerp_(means, _MOMENTUM)
+        return loss
+
+    def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        return self._loss_and_means(network, batch)[0]
+
+    def _loss_and_means(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """The loss of pixels and levels, and the mean difference of each level (l,), without a gradient."""
         made, differences = self._differences(network, batch)
         means = torch.stack([difference.mean() for difference in differences])
-        weighted = (network.attention() * means).sum()
-        if network.training:
-            network.usual.lerp_(means.detach(), _MOMENTUM)
         pixels = F.mse_loss(made.float(), standardised(batch.images, self.feature_spec()))
-        return weighted + self.pixel_weight * pixels
+        return (network.attention() * means).sum() + self.pixel_weight * pixels, means.detach()
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         _, differences = self._differences(network, batch)

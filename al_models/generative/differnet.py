@@ -187,11 +187,13 @@ class Differnet(TrainedDetector):
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         vectors = batch.features[VECTORS]  # (n, r, d)
-        if network.training and self.transforms < vectors.shape[1]:
+        if self.transforms < vectors.shape[1]:
             drawn = torch.rand(vectors.shape[:2], device=vectors.device).argsort(1)[:, : self.transforms]
             vectors = vectors.take_along_dim(drawn[..., None], dim=1)  # (n, transforms, d)
-        z, logdet = network(vectors.flatten(0, 1))
-        return -log_likelihood(z, logdet).mean() / z.shape[1]
+        return _nll(network, vectors)
+
+    def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        return _nll(network, batch.features[VECTORS])
 
     def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         maps, scores = zip(*(self._judge_one(network, image) for image in batch.images), strict=True)
@@ -213,3 +215,9 @@ class Differnet(TrainedDetector):
     def _spec(self) -> FeatureSpec:
         place = self.backbone, tuple(self.layers), self.image_size, self.weights, self.location
         return FeatureSpec(*place, scales=tuple(self.scales))
+
+
+def _nll(network: nn.Module, vectors: Tensor) -> Tensor:
+    """Mean negative log-likelihood of vectors (n, r, d), a number of them."""
+    z, logdet = network(vectors.flatten(0, 1))
+    return -log_likelihood(z, logdet).mean() / z.shape[1]

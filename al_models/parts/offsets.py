@@ -33,7 +33,7 @@ Offset = tuple[float, float]
 
 @torch.no_grad()
 def measured_offsets(features: Callable[[Tensor], Mapping[int, Tensor]], side: int) -> dict[int, Offset]:
-    """Of each layer, its offset in images of `side` pixels: where the centre of mass of the squared change lies that a
+    """The offset of each layer in images of `side` pixels: where the centre of mass of the squared change lies that a
     square brings, the mean over `PROBES` squares.
 
     `features`: uint8 (n, side, side, 3) -> key -> (n, c, h, w).

@@ -11,7 +11,7 @@ from storage.errors import Damaged, StoreTooNew
 from storage.store import json_bytes
 
 FORMAT = 1
-"""Of versions and aliases."""
+"""Format of versions and aliases."""
 ROOT = "registry"
 STATE = "state.safetensors"
 """File of a version: what the detector learned, as plain arrays."""
@@ -88,7 +88,7 @@ class ModelVersion:
     """None for a method that works on images alone."""
     lineage: Lineage
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the run it came from, on test images that set nothing; fractions in 0..1."""
+    """Metrics of the run it came from, on test images that set nothing; fractions in 0..1."""
     intervals: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Metric -> `low` and `high` of its 95 % interval over images, both None where they cannot tell, and a `note`."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class ModelVersion:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Content names of the data, the code, and the outputs of the run."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of Python and the libraries that results depend on."""
+    """Versions of Python and the libraries that results depend on."""
     hardware: str = ""
     white: float | None = None
     """Value that becomes 255 in images of more than 8 bits a channel, learned from the good ones; None: they had 8."""

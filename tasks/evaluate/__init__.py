@@ -296,5 +296,5 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that results depend on."""
+    """Versions of Python and the libraries that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}

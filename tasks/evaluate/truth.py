@@ -46,7 +46,7 @@ class Truths:
     """Reads the truth about an image when it is asked for; no mask is kept."""
 
     def __init__(self, store: Store, validated: Validated) -> None:
-        """Of a category's images."""
+        """The truth of a category's images."""
         catalogue = store.get(validated.category.catalogue).meta
         self._root, self._folders = Path(validated.category.root), catalogue["folders"]
         self._kinds = _saturation(catalogue.get("notes"))

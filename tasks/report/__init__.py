@@ -85,7 +85,7 @@ class CellView:
 
     @property
     def evaluation_share(self) -> float | None:
-        """Of its seconds."""
+        """Share of its seconds that evaluation took."""
         return costs.evaluation_share([self.record])
 
 

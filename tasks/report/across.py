@@ -50,7 +50,7 @@ class Diagram:
     end: float
     """x of rank 1 and of the last rank."""
     y: float
-    """Of the axis."""
+    """y of the axis."""
     ticks: list[tuple[float, str]]
     names: list[Name]
     bars: list[tuple[float, float, float]]

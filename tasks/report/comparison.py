@@ -87,7 +87,7 @@ def _read(store: Store, record: RunRecord) -> dict[str, Replicates] | str:
 
 
 def replicates_in(variant: Variant, column: Column, metric: str, kept: Kept) -> Replicates | str:
-    """Of a method in a category, averaged over its seeds; or why there are none."""
+    """Replicates of a method in a category, averaged over its seeds; or why there are none."""
     seeds = variant.seeds(column, metric)
     if not seeds:
         return "it failed" if variant.failed_in(column) else "it has no such figure"

@@ -46,7 +46,7 @@ class Judged:
     """Where the judgement on a category lies in the store."""
 
     category: Category
-    """Of which an empty `catalogue` means that it is not known any more."""
+    """The category; an empty `catalogue` means that it is not known any more."""
     images: str
     """Key of the prepared images."""
     verdict: str

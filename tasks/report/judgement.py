@@ -96,7 +96,7 @@ class Shot:
     alt: str
     url: str | None
     number: int | None
-    """Of a suspect, as in the chart."""
+    """Number of a suspect, as in the chart."""
     other_path: str | None
     """The image that the reason names, such as the one that this is a copy of."""
     other_url: str | None

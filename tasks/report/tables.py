@@ -98,7 +98,7 @@ class Ranking:
 
     @property
     def winners(self) -> list[RankedRow]:
-        """Of those, the ones with the best rank; several when it is equal, none when nobody has been everywhere."""
+        """The complete ones with the best rank; several when it is equal, none when nobody has been everywhere."""
         return [row for row in self.complete if row.rank == self.complete[0].rank]
 
 

@@ -17,7 +17,7 @@ STAYS = {"test": 0, "validation": 1, "train": 2}
 """Split -> its place in the order in which images stay."""
 
 BITS = 256
-"""Of a perceptual hash."""
+"""Bits of a perceptual hash."""
 
 _CHANCE = 0.05
 """Expected number of chance pairs in a category that is tolerated."""

@@ -27,7 +27,7 @@ _MOST = 0.8
 """So does one that marks so much of the image."""
 _ENOUGH_FOR_A_DISTRIBUTION = 10
 _SMALLEST_SPREAD = 0.02
-"""Of the logarithms: a training set that varies by less than 2 % is taken to vary by that."""
+"""Least spread of the logarithms: a training set that varies by less than 2 % is taken to vary by that."""
 
 
 @dataclass(frozen=True)
