@@ -191,7 +191,8 @@ class _Chain:
         if number > self.at:
             return None
         if number == self.at:
-            return self.saved
+            last, self.saved = self.saved, {}  # not kept in memory for as long as the training goes on
+            return last
         start = f"ended/{number}/"
         return {name.removeprefix(start): value for name, value in self.saved.items() if name.startswith(start)}
 
