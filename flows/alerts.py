@@ -31,7 +31,7 @@ _AUTOMATIONS = (
     SILENT := "al: take a night that is not heard of any more for crashed",
 )
 _SILENT_AFTER = timedelta(minutes=10)
-"""Silence after which a flow run, which tells every three minutes that it lives, is dead."""
+"""Silence after which a flow run is taken for crashed; one that lives tells so every three minutes."""
 _WAIT_S = 60.0
 """For another night to end; then this one leaves."""
 

@@ -30,7 +30,7 @@ class Promise:
     good: int = 0
     """Good test images."""
     rejected: int | None = None
-    """Rejected ones of these; None: not known."""
+    """How many of these were rejected; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Intake:
     n: int = 0
     """New ones, judged by the champion; where there is none, by the last version."""
     rejected: int = 0
-    """Rejected ones of these."""
+    """How many of these were rejected."""
     fresh: int = 0
-    """New ones that no earlier night has seen."""
+    """How many of the new ones no earlier night has seen."""
     fresh_rejected: int = 0
     many: int = 0
     """Images that wait for a person since a night on which too many were rejected."""
@@ -70,7 +70,7 @@ class Intake:
     compared: int = 0
     """All of them, compared with each other, where there is no champion."""
     suspected: int = 0
-    """Those of these that look like defects."""
+    """How many of these look like defects."""
     rate: float = 0.0
     """Share of good images that may be rejected."""
 

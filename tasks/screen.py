@@ -146,13 +146,13 @@ class _Asked:
     new: list[str]
     """Images that the version judges."""
     fresh: list[str]
-    """Those of these that no earlier night has seen."""
+    """Images among these that no earlier night has seen."""
     many: int
     """Images that wait for a person since a night on which too many were rejected."""
     compared: list[str]
     """Images that are compared with each other; none where there is a champion."""
     held: list[str]
-    """Those of these that were found unlike the others before: more images do not make them good."""
+    """Images among these that were found unlike the others before: more images do not make them good."""
 
 
 def _good(validated: Validated) -> list[Sample]:

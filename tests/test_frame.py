@@ -129,6 +129,6 @@ def test_defects_at_the_rim_are_found_as_those_inside(textures):
 
 
 def auroc(detector, good, bad):
-    """Of the image scores, in per cent."""
+    """AUROC of the image scores, in per cent."""
     scores = np.concatenate([detector.predict(good).scores, detector.predict(bad).scores])
     return 100 * roc_auc_score(np.arange(len(scores)) >= len(good), scores)

@@ -100,7 +100,6 @@ def test_a_released_image_is_learned_and_a_refused_one_forgotten(plant: Plant, s
     assert [one.word for one in image.said] == ["refused", "released", "refused"]
 
 
-@pytest.mark.month
 def test_no_first_champion_is_made_of_images_that_look_like_defects(api: str, tmp_path: Path) -> None:
     plant = Plant(tmp_path, first=60, validation=20, smuggled=12)
     smuggled = plant.smuggle()

@@ -169,7 +169,7 @@ def train(what: str, phases: Iterable[Phase], runtime: Runtime) -> list[History]
             saved = chain.of_phase(number)
             if saved is not None:
                 training.load_state(saved)
-            _run(training, chain.place(number))
+            _run(training, chain.saver(number))
             training.keep_best()
             chain.ended(number, training)
             histories.append(training.history())
@@ -196,9 +196,12 @@ class _Chain:
         start = f"ended/{number}/"
         return {name.removeprefix(start): value for name, value in self.saved.items() if name.startswith(start)}
 
-    def place(self, number: int) -> Checkpoints | None:
-        """Where this phase is saved."""
-        return None if self.checkpoints is None or number < self.at else _Place(self, number)
+    def saver(self, number: int) -> Callable[[dict[str, np.ndarray]], None] | None:
+        """Saves a state of this phase; None where nothing is kept."""
+        checkpoints = self.checkpoints
+        if checkpoints is None:
+            return None
+        return lambda state: checkpoints.save({**state, "phase": np.array(number), **self.ends})
 
     def ended(self, number: int, training: _Training) -> None:
         """Keep the end of a phase for the checkpoints of the next."""
@@ -208,19 +211,6 @@ class _Chain:
                 name: value for name, value in training.state().items() if not name.startswith(("best", "optimiser"))
             }
             self.ends |= {f"ended/{number}/{name}": value for name, value in kept.items()}
-
-
-@dataclass(frozen=True)
-class _Place:
-    chain: _Chain
-    number: int
-
-    def load(self) -> dict[str, np.ndarray] | None:
-        return self.chain.of_phase(self.number)
-
-    def save(self, state: dict[str, np.ndarray]) -> None:
-        assert self.chain.checkpoints is not None
-        self.chain.checkpoints.save({**state, "phase": np.array(self.number), **self.chain.ends})
 
 
 @contextmanager
@@ -268,7 +258,7 @@ def _glide(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
+def _run(training: _Training, save: Callable[[dict[str, np.ndarray]], None] | None) -> None:
     if training.stopped_by():
         return  # it had ended when it was loaded
     progress, plan = training.runtime.progress, training.plan
@@ -279,12 +269,12 @@ def _run(training: _Training, checkpoints: Checkpoints | None) -> None:
         if not told and training.elapsed_s >= RATE_AFTER_S:
             told = True
             _tell_how_long(training)
-            if checkpoints:  # a killed training tells its rate, too
-                checkpoints.save(training.state())
+            if save:  # a killed training tells its rate, too
+                save(training.state())
         if training.step % plan.check_every == 0 or training.stopped_by():
             training.look()
-        if checkpoints and to_save.due():
-            checkpoints.save(training.state())
+        if save and to_save.due():
+            save(training.state())
         if to_tell.due():
             progress(training.what, training.step, plan.steps)
     progress(training.what, plan.steps, plan.steps)
