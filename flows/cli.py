@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -81,7 +82,7 @@ def _give_prefect_a_home() -> None:
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """The first Ctrl-C ends the work in order, which may wait for a step; the second ends the process on the spot. It
-    stays so when the first was pressed, while threads are waited for."""
+    stays so when the first was pressed, while threads are waited for; once all is done, another changes nothing."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -96,6 +97,11 @@ def _interrupts() -> Iterator[None]:
             os.write(2, b"\x1b[?25h")  # the cursor, which a live table hides
         os._exit(130)
 
+    def done() -> None:  # Python gives its handlers up while it takes its modules down: exit code -2 instead of 130
+        if signal.getsignal(signal.SIGINT) is second:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    atexit.register(done)  # first registered, last called
     signal.signal(signal.SIGINT, first)
     try:
         yield

@@ -225,6 +225,23 @@ def test_a_second_ctrl_c_ends_the_command_on_the_spot(demo_root: Path, tmp_path:
     assert said == ""
 
 
+def test_a_second_ctrl_c_while_python_goes_down_changes_no_exit_code(tmp_path: Path) -> None:
+    late = """
+import os, signal, sys
+from flows import cli
+
+class Late:
+    def __del__(self):  # Python's handlers are gone by then
+        os.kill(os.getpid(), signal.SIGINT)
+
+late = Late()
+cli.app = lambda: os.kill(os.getpid(), signal.SIGINT)
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 # /dev/shm
 
 
