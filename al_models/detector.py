@@ -1,4 +1,4 @@
-"""The contract every method keeps (checked by `al_models/checks.py`).
+"""The contract every method keeps (checked by `al_models/checks/`).
 
 A detector is a keyword-only dataclass: its fields are the hyperparameters with the paper's defaults, and nothing else
 happens at construction. `fit` learns from good images; learned attributes end in `_`; `state` gives them as plain

@@ -1,12 +1,14 @@
 """What the detectors share that learn a network by gradient descent: the training, and the network's way to disk.
 
 A method gives its network, the loss of a batch, and the maps of a batch; it may set up learned arrays first (means,
-principal components), which its network is built from. The network is kept as `network_`, the course of its losses as
-`curve_`.
+principal components), which its network is built from. Where several parts of the network take turns, as an adversary
+and a generator do, it gives the turns instead of the loss; where it learns in stages, the phases. The network is kept
+as `network_`, the course of its losses as `curve_`.
 """
 
 from __future__ import annotations
 
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +27,25 @@ from al_models.parts.epochs import Epochs, collected, moved
 from al_models.parts.frame import LOOKED_AT, FrameMoments, levelled
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import layer_scales
-from al_models.parts.train import Draw, Phase, TrainPlan, Turn, curve_of, hold_out, seeded, train
+from al_models.parts.train import Draw, Phase, TrainPlan, Turn, curve_of, hold_out, losses_of_turns, seeded, train
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 if TYPE_CHECKING:
     from al_models.parts.sources import Images
 
 
+_TURN = "_losses_"
+"""What the learned attribute of a turn's losses ends in."""
+
+Generators = Sequence[torch.Generator]
+"""A random generator for each image of a batch."""
+
+
 @dataclass(kw_only=True)
 class TrainedDetector(Detector):
-    """Learned: `network_`, `curve_` (looks, 3: step, training loss, held-out loss), what the method sets up, and with
-    a `frame` its levels `frame_` (2, g, g)."""
+    """Learned: `network_`, `curve_` (looks, 3: step, training loss, held-out loss), of a training with several turns
+    each one's loss at each look, `TURN_losses_` (looks,), what the method sets up, and with a `frame` its levels
+    `frame_` (2, g, g)."""
 
     traits: ClassVar[Traits] = Traits(trains=True)
     training: ClassVar[Mapping[str, Any]] = {}
@@ -59,13 +69,19 @@ class TrainedDetector(Detector):
     def _network(self) -> nn.Module:
         """The network, untrained, at the sizes that were learned; random weights come from torch's own generator."""
 
-    @abstractmethod
     def _loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """Scalar that training lowers, of what `_draw` gives for a step."""
+        """Scalar that training lowers, of what `_draw` gives for a step; for a method that gives neither turns nor
+        phases."""
+        raise NotImplementedError
 
     @abstractmethod
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        """Maps (n, size, size) and scores (n,) of a batch on the device with float32 features."""
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
+        """Maps (n, size, size) and scores (n,) of a batch on the device with float32 features.
+
+        `draws` has a random generator on the CPU for each image, so that what is drawn for one does not depend on its
+        neighbours. A method with the trait `gradients_in_predict` takes gradients here by `torch.autograd.grad` alone:
+        threads share the network, and `backward` would write to it.
+        """
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         """Learn what the network is built from, as attributes that end in `_`."""
@@ -74,14 +90,18 @@ class TrainedDetector(Detector):
         """Rows to learn from, and rows to judge by while learning: none without patience."""
         return hold_out(n, seed) if self.patience is not None else (list(range(n)), [])
 
+    def _turns(self, network: nn.Module) -> list[Turn]:
+        """Who learns in a step, in this order; by default the network, by its loss."""
+        return [Turn(network, partial(self._loss, network))]
+
     def _phases(
         self, network: nn.Module, source: ImageSource, learn: Sequence[int], held: Sequence[int], runtime: Runtime
     ) -> Iterator[Phase]:
-        """The stages of the training, one after the other; by default one, in which the network lowers its loss."""
+        """The stages of the training, one after the other; by default one, in which all turns learn."""
         with Epochs(source, learn, self.batch_size, runtime.seed) as epochs:
             plan = self._plan(self._steps(len(epochs)))
-            turn = Turn(network, partial(self._loss, network))
-            yield Phase("", [turn], self._draw(epochs, runtime), plan, self._validation(network, source, held, runtime))
+            validate = self._validation(network, source, held, runtime)
+            yield Phase("", self._turns(network), self._draw(epochs, runtime), plan, validate)
 
     def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         """Learn what follows from the trained `network_`; `rows` are those held out, or all where none are."""
@@ -116,7 +136,10 @@ class TrainedDetector(Detector):
         with seeded(runtime.seed, runtime.device):
             network = self._network().to(runtime.device)
         phases = self._phases(network, source, learn, held, runtime)
-        self.curve_ = curve_of(train(f"fit {type(self).__name__}", phases, runtime))
+        histories = train(f"fit {type(self).__name__}", phases, runtime)
+        self.curve_ = curve_of(histories)
+        for turn, losses in losses_of_turns(histories).items():
+            setattr(self, f"{turn}{_TURN}", losses)
         self.network_ = network
         self._finish(source, held or learn, runtime)
 
@@ -136,8 +159,9 @@ class TrainedDetector(Detector):
         rows = range(0, len(source), -(-len(source) // LOOKED_AT))
         moments = FrameMoments()
         for batch in source.batches(rows):
-            with torch.no_grad():
-                moments.update(self._judge(self.network_, moved(batch, runtime.device))[0])
+            with torch.set_grad_enabled(self.traits.gradients_in_predict):
+                maps, _ = self._judge(self.network_, moved(batch, runtime.device), generators_of(batch.ids))
+            moments.update(maps.detach())
             runtime.progress(f"fit {type(self).__name__}: frame", moments.count, len(rows))
         self.frame_ = moments.levels(self.frame).cpu()
 
@@ -155,18 +179,24 @@ class TrainedDetector(Detector):
 
     def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Maps (n, size, size) and scores (n,), the features in float32."""
-        maps, scores = self._judge(self.network_, batch)
+        maps, scores = self._judge(self.network_, batch, generators_of(batch.ids))
         return with_maximum(levelled(maps, self.frame_)) if self.frame else (maps, scores)
 
-    @torch.no_grad()
     def _predict(self, batch: ImageBatch, runtime: Runtime) -> Prediction:
         self.network_.to(runtime.device)
-        maps, scores = self.tensors(moved(batch, runtime.device))
-        return Prediction(batch.ids, maps.float().cpu().numpy(), scores.float().cpu().numpy())
+        with torch.set_grad_enabled(self.traits.gradients_in_predict):
+            maps, scores = self.tensors(moved(batch, runtime.device))
+        return Prediction(batch.ids, *(values.detach().float().cpu().numpy() for values in (maps, scores)))
 
     def curve(self) -> list[tuple[int, float, float]]:
         """(step, mean training loss since the last look, held-out loss or NaN) at each look."""
         return [(int(step), float(learned), float(held)) for step, learned, held in getattr(self, "curve_", ())]
+
+    def turn_losses(self) -> dict[str, list[float]]:
+        """Name of a turn -> its own mean loss since the last look, at each look of `curve`, and NaN in phases without
+        it; empty for a training with one turn."""
+        names = [name for name in self.state_names() if name.endswith(_TURN)]
+        return {name.removesuffix(_TURN): [float(loss) for loss in getattr(self, name)] for name in names}
 
     def state(self) -> dict[str, np.ndarray]:
         """The learned arrays, and the network's tensors, each under its own name. Raises NotFitted."""
@@ -230,6 +260,11 @@ class FeatureTrainedDetector(TrainedDetector):
     def _shapes(self) -> list[tuple[int, int, int]]:
         """(c, h, w) of each layer."""
         return [(int(c), int(h), int(w)) for _, c, h, w in self.shapes_.tolist()]
+
+
+def generators_of(ids: Sequence[str]) -> Generators:
+    """A generator on the CPU for each image, seeded by its id alone: an image has one map, whoever asks for it."""
+    return [torch.Generator().manual_seed(zlib.crc32(name.encode())) for name in ids]
 
 
 def with_maximum(maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,7 @@ class Runtime:
     device: str = "cpu"
     """A torch device."""
     seed: int = 0
-    """Every random choice of a detector comes from this."""
+    """Every random choice of a fit comes from this; what a prediction draws for an image comes from the image's id."""
     mixed_precision: bool = False
     """Train in bfloat16 where torch says it is safe."""
     progress: Progress = _silent
@@ -159,5 +159,7 @@ class Traits:
     """Its maps are -log10 of a number of false alarms an image."""
     incremental: bool = False
     """More good images can be added to a fitted model."""
+    gradients_in_predict: bool = False
+    """Takes gradients at test time, of a network that threads share: by `torch.autograd.grad` alone."""
     graph: bool = False
     """Its `tensors` are a graph, the same operations whatever the images: `al_models.graph` exports it."""

@@ -9,7 +9,6 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from al_models.errors import InvalidInput, NotFitted
-from al_models.parts import train as training
 from al_models.reconstruction.ae_ssim import AeSsim, Autoencoder, cut_patches, luminance, patch_starts
 from al_models.types import ImageBatch, ImageSource, Runtime
 
@@ -123,28 +122,6 @@ def test_a_fit_depends_on_its_seed_alone():
     for name, value in states[0].items():
         np.testing.assert_array_equal(value, states[1][name])
     assert not np.array_equal(states[0]["network_.encoder.8.weight"], states[2]["network_.encoder.8.weight"])
-
-
-def test_a_killed_fit_resumes_to_the_same_bits(monkeypatch):
-    class Kept:
-        state = None
-
-        def load(self):
-            return self.state
-
-        def save(self, state):
-            self.state = state
-            if state["counters"][0] == 3:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(training._Every, "due", lambda self: True)
-    kept, images = Kept(), Arrays(stripes(5))
-    whole = quick(epochs=1).fit(images).state()
-    with pytest.raises(KeyboardInterrupt):
-        quick(epochs=1).fit(images, Runtime(checkpoints=kept))
-    resumed = quick(epochs=1).fit(images, Runtime(checkpoints=kept)).state()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, resumed[name])
 
 
 @pytest.mark.parametrize("n", [1, 4])

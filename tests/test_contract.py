@@ -237,6 +237,41 @@ class SeedsGlobally(MeanImage):
         super()._fit(source, runtime)
 
 
+class LosesItsCheckpoints(MeanImage):
+    traits = Traits(needs_images=True, trains=True)
+
+    def _fit(self, source, runtime):
+        weight = torch.nn.Parameter(torch.zeros(1))
+        weight.grad = torch.ones(1)
+        torch.optim.SGD([weight]).step()
+        super()._fit(source, runtime)
+
+
+class LeavesAGradient(MeanImage):
+    def _fit(self, source, runtime):
+        super()._fit(source, runtime)
+        self.network_ = torch.nn.Linear(1, 1)
+
+    def _predict(self, batch, runtime):
+        self.network_(torch.ones(1)).backward()
+        return super()._predict(batch, runtime)
+
+
+class HasAnotherGraph(MeanImage):
+    traits = Traits(needs_images=True, graph=True)
+
+    def tensors(self, batch):
+        maps = (batch.images - self.mean_).square().mean(3).float()
+        return maps, maps.mean((1, 2))
+
+
+class TakesGradientsInSecret(MeanImage):
+    def _predict(self, batch, runtime):
+        x = torch.ones(1, requires_grad=True)
+        torch.autograd.grad(x.sum(), x)
+        return super()._predict(batch, runtime)
+
+
 class ForgetsWhatCameBefore(MeanImage):
     traits = Traits(needs_images=True, incremental=True)
 
@@ -283,6 +318,10 @@ BROKEN = {
     ForgetsWhatCameBefore: "more_images_are_learned_as_if_given_at_once",
     ClaimsToTrain: "traits_are_true",
     HidesThatItNeedsImages: "traits_are_true",
+    LosesItsCheckpoints: "a_killed_fit_resumes_to_the_same_bits",
+    LeavesAGradient: "threads_share_a_fitted_detector",
+    HasAnotherGraph: "the_graph_gives_the_maps_of_predict",
+    TakesGradientsInSecret: "traits_are_true",
 }
 
 

@@ -11,7 +11,7 @@ from al_models.errors import InvalidInput
 from al_models.parts import train as training
 from al_models.parts.maps import to_maps
 from al_models.reconstruction.mpad import Mpad, Prototypes, ScaleAutoencoder
-from al_models.types import ImageBatch, ImageSource, Runtime
+from al_models.types import ImageBatch, ImageSource
 
 
 class Features(ImageSource):
@@ -117,29 +117,6 @@ def test_the_map_is_the_sum_of_the_scales_residuals():
             residual = sum((network(x)[0] - x)[:, c] ** 2 for c in range(x.shape[1])) / x.shape[1]
         expected += to_maps(residual, 32)
     np.testing.assert_allclose(found.predict(test).maps, expected.numpy(), rtol=1e-3)
-
-
-def test_a_killed_fit_resumes_to_the_same_bits(monkeypatch):
-    class Kept:
-        state = None
-
-        def load(self):
-            return self.state
-
-        def save(self, state):
-            self.state = state
-            if state["counters"][0] == 3:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(training._Every, "due", lambda self: True)
-    kept, source = Kept(), features()
-    whole = mpad().fit(source).state()
-    assert "network_.0.prototypes.vectors" in whole
-    with pytest.raises(KeyboardInterrupt):
-        mpad().fit(source, Runtime(checkpoints=kept))
-    resumed = mpad().fit(source, Runtime(checkpoints=kept)).state()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, resumed[name])
 
 
 @pytest.mark.parametrize("bad", [{"prototypes": 0}, {"latent": 0}, {"width": 0}, {"decay": 1.0}])

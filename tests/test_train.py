@@ -535,3 +535,17 @@ def test_two_turns_of_one_name_are_refused():
         Phase("", [turn, turn], lambda step, generator: torch.ones(1, 1), TrainPlan(steps=1, learning_rate=1.0))
     with pytest.raises(InvalidInput, match="every = 0"):
         Turn(layer, lambda x: layer(x).sum(), every=0)
+
+
+def test_the_losses_of_turns_stand_beside_the_curve() -> None:
+    """One row a look, through all phases; what has no part in a phase has no loss there."""
+    first = module.History(
+        ((5, 3.0, math.nan), (10, 2.0, math.nan)), "steps", 10, {"critic": (2.0, 1.5), "loss": (1.0, 0.5)}
+    )
+    second = module.History(((5, 7.0, math.nan),), "steps", 5, {"encoder": (7.0,)})
+    found = module.losses_of_turns([first, second])
+    assert list(found) == ["critic", "loss", "encoder"]
+    np.testing.assert_array_equal(found["critic"], np.float32([2, 1.5, math.nan]))
+    np.testing.assert_array_equal(found["encoder"], np.float32([math.nan, math.nan, 7]))
+    assert len(found["loss"]) == len(module.curve_of([first, second]))
+    assert module.losses_of_turns([second, second]) == {}

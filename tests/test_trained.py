@@ -11,7 +11,6 @@ import torch
 from al_models.checks import check_images
 from al_models.errors import InvalidInput
 from al_models.generative.fastflow import Fastflow
-from al_models.parts import train as training
 from al_models.types import Runtime
 
 IMAGES = check_images(128)
@@ -35,28 +34,6 @@ def test_a_limit_of_time_ends_the_fit():
     detector = quick(epochs=10_000, max_minutes=0.01).fit(IMAGES.train)
     assert 0 < detector.curve_[-1, 0] < 3000
     assert np.isfinite(detector.predict(IMAGES.test).maps).all()
-
-
-def test_a_killed_fit_resumes_to_the_same_bits(monkeypatch):
-    class Kept:
-        state = None
-
-        def load(self):
-            return self.state
-
-        def save(self, state):
-            self.state = state
-            if state["counters"][0] == 7:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(training._Every, "due", lambda self: True)
-    whole, kept = quick().fit(IMAGES.train).state(), Kept()
-    with pytest.raises(KeyboardInterrupt):
-        quick().fit(IMAGES.train, Runtime(checkpoints=kept))
-    resumed = quick().fit(IMAGES.train, Runtime(checkpoints=kept)).state()
-    assert whole.keys() == resumed.keys()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, resumed[name])
 
 
 def test_a_state_of_another_network_is_refused():

@@ -21,7 +21,7 @@ from al_models.errors import InvalidInput, UnknownName
 from al_models.parts import train as training
 from al_models.parts.backbone import cached_backbone
 from al_models.parts.patches import stack_layers
-from al_models.types import ImageBatch, Runtime
+from al_models.types import ImageBatch
 
 SIZE = 64
 
@@ -174,33 +174,6 @@ def test_students_may_learn_the_backbone_s_own_features():
     assert not any(name.startswith("network_.teachers") for name in detector.state())
     again = quick(teacher="backbone", receptive_fields=(17, 33)).load_state(detector.state())
     np.testing.assert_array_equal(again.predict(images.numpy()).maps, detector.predict(images.numpy()).maps)
-
-
-@pytest.mark.parametrize("killed_in", ["teachers", "students"])
-def test_a_killed_fit_resumes_to_the_same_bits(monkeypatch, killed_in):
-    class Kept:
-        state = None
-
-        def load(self):
-            return self.state
-
-        def save(self, state):
-            self.state = state
-            if int(state["phase"]) == ["teachers", "students"].index(killed_in) and state["counters"][0] == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(training._Every, "due", lambda self: True)
-    told = []
-    whole, kept = quick().fit(noise(6)).state(), Kept()
-    with pytest.raises(KeyboardInterrupt):
-        quick().fit(noise(6), Runtime(checkpoints=kept))
-    runtime = Runtime(checkpoints=kept, progress=lambda what, done, of: told.append((what, done)))
-    resumed = quick().fit(noise(6), runtime).state()
-    assert whole.keys() == resumed.keys()
-    for name, value in whole.items():
-        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
-    # What was done is not done again: the teachers are not taught while the students are.
-    assert told[0] == (f"fit UninformedStudents{': teachers' if killed_in == 'teachers' else ''}", 2)
 
 
 @pytest.mark.parametrize(

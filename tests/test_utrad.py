@@ -102,7 +102,7 @@ def test_the_loss_and_the_map_are_the_authors():
         means = relative.view(3, SIDE // side, side, SIDE // side, side).mean((2, 4))
         total += F.interpolate(means[:, None], size=SIDE, mode="bilinear", align_corners=False)[:, 0] / 3
     expected = F.interpolate(total[:, None], size=32, mode="bilinear", align_corners=False)[:, 0]
-    maps, scores = detector._judge(Fixed(), batch)
+    maps, scores = detector._judge(Fixed(), batch, [])
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores, maps.amax((1, 2)))
 

@@ -36,7 +36,7 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import as_vectors, channel_counts, deviations_of, on_device, stack_layers
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 
@@ -152,7 +152,7 @@ class Dfr(FeatureTrainedDetector):
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         return self._residual(network, batch).mean()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         return with_maximum(
             to_maps(
                 self._residual(network, batch),

@@ -39,7 +39,7 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_moments, standard_layers
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _HALVINGS = 4
@@ -167,7 +167,7 @@ class Favae(FeatureTrainedDetector):
         residuals, divergence = self._residuals(network, batch)
         return sum(residual.sum() for residual in residuals) / len(batch) + self.divergence * divergence.mean()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         residuals, _ = self._residuals(network, batch)
         image = to_maps(residuals[0], self.image_size, self.sigma)
         total = image + sum(self._layer_maps(residuals[1:], self.layers))

@@ -42,7 +42,7 @@ from al_models.parts.epochs import moved
 from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_counts, choose_channels, stack_layers, unit_layers
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 SIDE = 64
@@ -231,7 +231,7 @@ class Fyd(FeatureTrainedDetector):
             loss = loss + disagreement(stage.predictor(encoded), encoded) / len(layers)
         return loss
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         x, theta = self._embed(network, batch)
         self.mean_, self.whitening_ = self.mean_.to(x.device), self.whitening_.to(x.device)
         distances = mahalanobis(x, self.mean_, self.whitening_).T  # (n, p)

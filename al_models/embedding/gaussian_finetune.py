@@ -41,7 +41,7 @@ from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.gaussian import PositionGaussians, pack_symmetric, unpack_symmetric, whitening
 from al_models.parts.maps import SIGMA
 from al_models.parts.patches import on_device
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 
@@ -166,7 +166,7 @@ class GaussianFinetune(FeatureTrainedDetector):
         found: Tensor = getattr(self, name)
         return found
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         layers = self._distances(network, standardised(batch.images, self.feature_spec()))
         return with_maximum(torch.stack(self._layer_maps(layers, sorted(set(self.layers)))).sum(0))
 

@@ -44,7 +44,7 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import layer_scales, unit_layers
-from al_models.trained import FeatureTrainedDetector
+from al_models.trained import FeatureTrainedDetector, Generators
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 
@@ -110,7 +110,7 @@ class Mkd(FeatureTrainedDetector):
     """A small cloner of the backbone, whose critical layers are `layers`; learned: `network_`, `scale_` and `energy_`
     (layers,), `shapes_` and `curve_`."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, gradients_in_predict=True)
     quick: ClassVar[Mapping[str, Any]] = {
         "layers": (2, 3),
         "width": 8,
@@ -163,17 +163,16 @@ class Mkd(FeatureTrainedDetector):
         mine = network(standardised(batch.images, self.feature_spec()))
         return disagreement(mine, self._unit(batch.features), self._weights(batch.images.device)).mean()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         spec = self.feature_spec()
         source = cached_backbone(spec, str(batch.images.device))
         x = standardised(batch.images, spec).requires_grad_()  # (n, 3, h, w)
-        with torch.enable_grad():
-            mine, theirs, weights = network(x), self._unit(source.features(x)), self._weights(x.device)
-            judged = slice(len(mine) > 1, None)  # the first critical layer is for training
-            losses = disagreement(mine[judged], theirs[judged], weights[judged])  # (n,)
-            # An image's loss depends on that image alone, so the gradient of the sum holds each one's own.
-            (gradient,) = torch.autograd.grad(losses.sum(), x)
+        mine, theirs, weights = network(x), self._unit(source.features(x)), self._weights(x.device)
+        judged = slice(len(mine) > 1, None)  # the first critical layer is for training
+        losses = disagreement(mine[judged], theirs[judged], weights[judged])  # (n,)
+        # An image's loss depends on that image alone, so the gradient of the sum holds each one's own.
+        (gradient,) = torch.autograd.grad(losses.sum(), x)
         saliency = gradient.abs().sum(1) * self.image_size  # (n, h, w)
         worst = local_disagreement(mine[-1], theirs[-1], weights[-1]).flatten(1).amax(1)
         scores = losses if self.score == "mean" else worst
-        return to_maps(saliency, self.image_size, self.sigma), scores.detach()
+        return to_maps(saliency, self.image_size, self.sigma), scores

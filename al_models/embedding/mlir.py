@@ -36,7 +36,7 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, Traits
 
 _MOMENTUM = 0.05
@@ -161,7 +161,7 @@ class Mlir(FeatureTrainedDetector):
         pixels = F.mse_loss(made.float(), standardised(batch.images, self.feature_spec()))
         return (network.attention() * means).sum() + self.pixel_weight * pixels, means.detach()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         _, differences = self._differences(network, batch)
         maps = self._layer_maps(differences, self.layers)
         return with_maximum(sum(weight * values for weight, values in zip(network.attention(), maps, strict=True)))

@@ -37,7 +37,7 @@ class Padim(PositionGaussianDetector):
     channels: PositiveInt = 100
     """Size of the random subset of channels: 100 for ResNet-18, 550 for Wide-ResNet-50-2 in the paper."""
 
-    def _draw(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
+    def _choose(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
         self.kept_ = choose_channels(features, self.layers, self.channels, runtime.seed)
 
     def _embed(self, features: Mapping[int, Tensor]) -> Tensor:

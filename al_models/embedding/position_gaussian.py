@@ -57,7 +57,7 @@ class PositionGaussianDetector(Detector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
 
     @abstractmethod
-    def _draw(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
+    def _choose(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
         """Make the random choices of the embedding, seeing the layers of a batch, and keep them as learned."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class PositionGaussianDetector(Detector):
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
         if not self.epsilon > 0:
             raise InvalidInput(f"epsilon={self.epsilon} was given; give a positive number, such as the paper's 0.01")
-        self._draw(on_device(source.read([0]), runtime.device), runtime)
+        self._choose(on_device(source.read([0]), runtime.device), runtime)
         self._learn(source, None, runtime)
 
     def _update(self, source: ImageSource, runtime: Runtime) -> None:

@@ -49,7 +49,7 @@ class Soe(PositionGaussianDetector):
     dimensions: PositiveInt = 100
     """k, at most the channels there are: 100 of ResNet-18's 448, 300 of Wide-ResNet-50-2's 1792 in the paper."""
 
-    def _draw(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
+    def _choose(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
         if self.dimensions < 1:
             raise InvalidInput(f"dimensions={self.dimensions} was given; give at least 1, such as the paper's 100")
         channels = sum(features[layer].shape[1] for layer in self.layers)

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from al_models.parameters import NonNegativeFloat
 from al_models.parts.backbone import standardised, untrained
 from al_models.parts.frame import FRAME
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, Traits
 
 
@@ -69,7 +69,7 @@ class Stpm(FeatureTrainedDetector):
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         return torch.stack([distance.mean() for distance in self._distances(network, batch)]).sum()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         maps = self._layer_maps(self._distances(network, batch), sorted(set(self.layers)))
         return with_maximum(torch.stack(maps).prod(0) ** (1 / len(maps)))  # (n, size, size)
 

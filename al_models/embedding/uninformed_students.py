@@ -47,7 +47,7 @@ from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import channel_counts, channel_moments, stack_layers, standard_layers
 from al_models.parts.train import Phase, TrainPlan, Turn, seeded
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 PATCH_NETWORKS = {
@@ -314,7 +314,7 @@ class UninformedStudents(FeatureTrainedDetector):
         with seeded(0, batch.images.device):  # the same squares at every look: else the best weights would be luck
             return self._loss(network, batch)
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         measured = self._measured(network, batch)  # (n, s, 2, h, w)
         mean, std = (value.to(measured.device)[..., None, None] for value in (self.mean_, self.std_))
         z = (measured - mean) / std.clamp(min=1e-6)

@@ -44,7 +44,7 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import channel_counts, deviations_of, on_device, stack_layers
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _WINDOW = 4
@@ -209,7 +209,7 @@ class Utrad(FeatureTrainedDetector):
         difference, lengths, usual = self._errors(network, batch)
         return difference.square().mean() + F.mse_loss(usual, lengths.detach())
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         _, lengths, usual = self._errors(network, batch)
         relative = lengths / usual.abs().clamp(min=_SMALLEST)  # (n, g, g)
         grid, side = relative.shape[1], 1

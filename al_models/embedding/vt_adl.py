@@ -41,7 +41,7 @@ from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.losses import ssim_loss
 from al_models.parts.maps import SIGMA, to_maps
-from al_models.trained import TrainedDetector, with_maximum
+from al_models.trained import Generators, TrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
 
 _SEED = 8
@@ -222,7 +222,7 @@ class VtAdl(TrainedDetector):
         reconstruction = self.mse_weight * F.mse_loss(made.float(), images)
         return reconstruction + self.ssim_weight * ssim_loss(images, made) + nll.mean()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         nll, _ = network(_unit(batch))
         side = self.image_size // self.patch
         return with_maximum(to_maps(nll.view(-1, side, side), self.image_size, self.sigma))

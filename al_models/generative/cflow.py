@@ -40,7 +40,7 @@ from al_models.parts.epochs import Epochs, moved
 from al_models.parts.frame import FRAME
 from al_models.parts.patches import unit_layers
 from al_models.parts.train import Draw, TrainPlan
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 WARM_UP = 16
@@ -199,7 +199,7 @@ class Cflow(FeatureTrainedDetector):
                 found = self._likelihoods(self.network_, moved(batch, runtime.device))
                 self.highest_ = self.highest_.maximum(torch.stack([x.max() for x in found]).cpu())
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         scores = []
         for found, highest, (_, h, w) in zip(
             self._likelihoods(network, batch), self.highest_.tolist(), self._shapes(), strict=True

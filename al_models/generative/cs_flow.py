@@ -39,7 +39,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
 from al_models.parts.frame import FRAME
-from al_models.trained import FeatureTrainedDetector
+from al_models.trained import FeatureTrainedDetector, Generators
 from al_models.types import SCALE_STEP, FeatureSpec, ImageBatch, ImageSource, Runtime, Traits
 
 
@@ -160,7 +160,7 @@ class CsFlow(FeatureTrainedDetector):
         z = _vectors(z)
         return -log_likelihood(z, logdet).mean() / z.shape[1]
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         z, _ = network(self._maps(batch))
         maps = self._layer_maps([z[0].square().mean(1)], self.layers)[0]
         return maps.clamp(max=FLOAT16_MAX), (0.5 * _vectors(z).square().mean(1)).clamp(max=FLOAT16_MAX)

@@ -38,7 +38,7 @@ from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, Positi
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.coupling import Block, Coupling, Permutation, log_likelihood
 from al_models.parts.maps import to_maps
-from al_models.trained import TrainedDetector
+from al_models.trained import Generators, TrainedDetector
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Runtime, Traits
 
 AT_ONCE = 32
@@ -134,7 +134,7 @@ class Differnet(TrainedDetector):
     """The density of whole images, and its gradient to their pixels; learned: `network_`, `curve_`, and the vectors'
     `mean_` and `spread_` (d,)."""
 
-    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True)
+    traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, gradients_in_predict=True)
     training: ClassVar[Mapping[str, Any]] = {"betas": (0.8, 0.8), "eps": 1e-4}
     quick: ClassVar[Mapping[str, Any]] = {
         "layers": (2,),
@@ -195,7 +195,7 @@ class Differnet(TrainedDetector):
     def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         return _nll(network, batch.features[VECTORS])
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         maps, scores = zip(*(self._judge_one(network, image) for image in batch.images), strict=True)
         return torch.stack(maps).log1p(), torch.stack(scores).log1p()
 
@@ -204,9 +204,8 @@ class Differnet(TrainedDetector):
         backbone = cached_backbone(self._spec(), str(image.device))
         total, squares, size = torch.zeros((), device=image.device), torch.zeros((), device=image.device), len(image)
         for x, degrees in rotated(image, self.rotations, backbone.spec):
-            with torch.enable_grad():
-                z, logdet = network(pooled(backbone.features(x.requires_grad_())))
-                gradients = torch.autograd.grad(-log_likelihood(z, logdet).sum(), x)[0]  # (m, 3, h, w)
+            z, logdet = network(pooled(backbone.features(x.requires_grad_())))
+            gradients = torch.autograd.grad(-log_likelihood(z, logdet).sum(), x)[0]  # (m, 3, h, w)
             upright = turned(gradients, -degrees).flatten(0, 1)  # (3 m, h, w)
             total = total + to_maps(upright, size, self.sigma).abs().sum(0)
             squares = squares + z.detach().square().mean(1).sum()

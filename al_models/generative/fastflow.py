@@ -34,7 +34,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Permutation, Scale, Subnet
 from al_models.parts.frame import FRAME
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, Traits
 
 
@@ -105,7 +105,7 @@ class Fastflow(FeatureTrainedDetector):
         losses = [0.5 * z.square().flatten(1).sum(1) - logdet for z, logdet in self._mapped(network, batch)]
         return torch.stack(losses).sum(0).mean()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         unlikely = [1 - torch.exp(-0.5 * z.square().mean(1)) for z, _ in self._mapped(network, batch)]  # (n, h, w) each
         maps = self._layer_maps(unlikely, self.layers)
         return with_maximum(torch.stack(maps).mean(0))

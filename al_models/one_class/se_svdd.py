@@ -41,7 +41,7 @@ from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA
 from al_models.parts.patches import channel_moments, on_device, standard_layers
 from al_models.parts.train import seeded
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _SLOPE = 0.1
@@ -151,6 +151,6 @@ class SeSvdd(FeatureTrainedDetector):
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
         return torch.stack([distance.mean() for distance in self._distances(network, batch)]).mean()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         maps = self._layer_maps(self._distances(network, batch), self._levels())
         return with_maximum(torch.stack(maps).mean(0))

@@ -213,6 +213,21 @@ class _Chain:
             self.ends |= {f"ended/{number}/{name}": value for name, value in kept.items()}
 
 
+def losses_of_turns(histories: Sequence[History]) -> dict[str, np.ndarray]:
+    """Name of a turn -> its mean loss at each look of `curve_of`, NaN in phases without it: float32 (looks,). Empty
+    where all phases have the same single turn, whose losses are the curve's."""
+    names = list(dict.fromkeys(name for history in histories for name in history.turns))
+    if len(names) < 2:
+        return {}
+    nothing = [(math.nan,) * len(history.losses) for history in histories]
+    return {
+        name: np.concatenate(
+            [history.turns.get(name, none) for history, none in zip(histories, nothing, strict=True)]
+        ).astype(np.float32)
+        for name in names
+    }
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Inside, torch's own random numbers (initial weights, dropout) come from `seed`; outside, nobody notices."""

@@ -34,7 +34,7 @@ from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import Phase, TrainPlan, Turn, hold_out
-from al_models.trained import TrainedDetector, with_maximum
+from al_models.trained import Generators, TrainedDetector, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 CROP = 128
@@ -190,7 +190,7 @@ class AeSsim(TrainedDetector):
         """1 - SSIM of gray patches (n, 1, 128, 128) in [0, 1] and what is made of them."""
         return ssim_loss(batch, network(batch), side=self.window)
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[torch.Tensor, torch.Tensor]:
         images = luminance(batch.images).float() / 255  # (n, 1, h, w)
         total, times = torch.zeros_like(images), torch.zeros_like(images[:1])
         starts = patch_starts(images.shape[-1], self.stride)

@@ -38,7 +38,7 @@ from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA
 from al_models.parts.neighbors import nearest
 from al_models.parts.patches import as_vectors, channel_moments, standard_layers
-from al_models.trained import FeatureTrainedDetector, with_maximum
+from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _IDLE = 0.01
@@ -169,6 +169,6 @@ class Mpad(FeatureTrainedDetector):
         residuals, distances = self._residuals(network, batch)
         return torch.stack([residual.mean() for residual in residuals]).sum() + self.commitment * distances.sum()
 
-    def _judge(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         residuals, _ = self._residuals(network, batch)
         return with_maximum(sum(self._layer_maps(residuals, self.layers)))
