@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from al_models.errors import InvalidInput, NotFitted
-from al_models.parameters import PositiveInt
+from al_models.parameters import PositiveInt, checked
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 if TYPE_CHECKING:
@@ -43,12 +43,25 @@ class Detector(ABC):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
+    def conflict(self) -> str | None:
+        """Why parameters that are each within their declared bounds cannot go together; None where they can."""
+        return None
+
+    def check(self) -> None:
+        """Raises InvalidInput for a parameter out of its declared bounds, and for some that cannot go together."""
+        name = type(self).__name__
+        checked(name, type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+        why = self.conflict()
+        if why is not None:
+            raise InvalidInput(f"{name}: {why}")
+
     def feature_spec(self) -> FeatureSpec | None:
         """The features to read, or None for a method that works on images alone."""
         return None
 
     def fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
         """Learn from good images: uint8 [n, h, w, 3], paths, or a source. Raises InvalidInput when there are none."""
+        self.check()
         source = self._source(images, runtime)
         if len(source) == 0:
             raise InvalidInput(f"{type(self).__name__}.fit was given no image; it needs at least one good image")

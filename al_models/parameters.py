@@ -2,7 +2,7 @@
 
 A field's annotation is its declaration: `int`, `float` (finite), `bool`, `str`, `tuple[int, ...]`, `Literal[...]`,
 `X | None`, and bounds of annotated-types, as in `Annotated[int, Ge(1)]`. What several fields must be together, a method
-checks itself.
+says by `Detector.conflict`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from al_models.errors import InvalidInput, unknown
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+
+def odd(value: int) -> bool:
+    """Whether a number is odd."""
+    return value % 2 == 1
+
+
 PositiveInt = Annotated[int, Ge(1)]
+OddInt = Annotated[int, Ge(1), Predicate(odd)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from al_models.detector import Detector
-from al_models.errors import unknown
+from al_models.errors import InvalidInput, unknown
 from al_models.parameters import checked
 
 
@@ -67,6 +67,10 @@ def detector_class(name: str) -> type[Detector]:
 
 def create(name: str, **params: Any) -> Detector:
     """A detector with the paper's defaults, or the parameters given. Raises UnknownName for either name, InvalidInput
-    for a value of another type or out of its bounds."""
+    for a value of another type or out of its bounds, and for values that cannot go together."""
     cls = detector_class(name)
-    return cls(**checked(name, cls, params))
+    detector = cls(**checked(name, cls, params))
+    why = detector.conflict()
+    if why is not None:
+        raise InvalidInput(f"{name}: {why}")
+    return detector

@@ -145,10 +145,6 @@ class TrainedDetector(Detector):
 
     def fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
         """Learn from good images, and then how their maps behave along the rim. Raises InvalidInput."""
-        if not 0 <= self.frame < 0.5:
-            raise InvalidInput(
-                f"frame={self.frame} was given; give a share of the side, from 0 (no frame) to below 0.5"
-            )
         source = self._source(images, runtime)
         super().fit(source, runtime)
         if self.frame:

@@ -195,8 +195,3 @@ def test_with_more_images_than_patches_only_some_are_read():
     source = Arrays(stripes(9))
     cut_patches(source, range(9), 4, torch.Generator().manual_seed(0))
     assert sum(len(rows) for rows in source.reads) == 4
-
-
-def test_images_smaller_than_a_patch_are_refused():
-    with pytest.raises(InvalidInput, match="give 128 or more"):
-        quick(image_size=64).fit(Arrays(stripes(2, size=64)))

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from al_models.checks import check_images, quick_detector
-from al_models.errors import InvalidInput
 from al_models.generative.cflow import Cflow, PositionedSubnet, position_vectors
 from al_models.parts.epochs import Epochs
 from al_models.parts.maps import to_maps
@@ -109,9 +108,3 @@ def test_the_loss_is_that_of_the_paper():
     expected = -torch.log(torch.sigmoid(likelihood)).mean()
     torch.testing.assert_close(detector._loss(network, part), expected)
     torch.testing.assert_close(F.softplus(-likelihood).mean(), expected)
-
-
-@pytest.mark.parametrize("params", [{"condition": 6}, {"step_positions": 0}])
-def test_sizes_that_make_no_sense_are_refused(params):
-    with pytest.raises(InvalidInput, match=next(iter(params))):
-        quick_detector(Cflow).__class__(**{"image_size": 128, **Cflow.quick, **params}).fit(check_images(128).train)

@@ -10,7 +10,6 @@ import torch
 from sklearn.decomposition import PCA
 
 from al_models.embedding.dfr import Dfr, RegionAutoencoder, components_for, moments, regions
-from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource
 
 SIZE = 8
@@ -113,9 +112,3 @@ def test_a_channel_that_is_dead_in_good_images_does_not_drown_the_others():
     train.layers[1][:, 0] = 0.0
     test.layers[1][:, 0] = 0.1
     assert float(dfr().fit(train).predict(test).maps.max()) < 100
-
-
-@pytest.mark.parametrize("bad", [{"variance": 0.0}, {"variance": 1.0}, {"latent": 0}, {"region": 0}])
-def test_bad_parameters_are_named_with_what_to_give(bad):
-    with pytest.raises(InvalidInput, match=f"{next(iter(bad))}=.*was given; give"):
-        dfr(**bad).fit(features())

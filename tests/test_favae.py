@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from al_models.embedding.favae import Favae, FeatureVae
-from al_models.errors import InvalidInput
 from al_models.parts.maps import to_maps
 from al_models.types import ImageBatch, ImageSource, Runtime
 
@@ -121,9 +120,3 @@ def test_a_fit_depends_on_its_seed_alone():
     for name, value in states[0].items():
         np.testing.assert_array_equal(value, states[1][name])
     assert not np.array_equal(states[0]["network_.image.weight"], states[2]["network_.image.weight"])
-
-
-@pytest.mark.parametrize("bad", [{"width": 0}, {"latent": 0}])
-def test_bad_parameters_are_named_with_what_to_give(bad):
-    with pytest.raises(InvalidInput, match=f"{next(iter(bad))}=.*was given; give"):
-        favae(**bad).fit(Given())

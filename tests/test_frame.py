@@ -75,11 +75,6 @@ def test_the_mean_of_good_maps_is_nowhere_raised(values):
     assert (levelled(x, learned(x)).mean(0) <= x.mean(0) + 1e-3).all()
 
 
-def test_a_share_of_a_half_or_more_is_refused():
-    with pytest.raises(InvalidInput, match=r"frame=0\.5 was given; give a share"):
-        Dfr(**Dfr.quick, frame=0.5).fit(check_images(128).train)
-
-
 def test_a_frame_that_leaves_nothing_inside_is_refused():
     with pytest.raises(InvalidInput, match=r"frame=0\.49 leaves nothing inside of a map of 32 cells a side; give less"):
         Dfr(**Dfr.quick, image_size=128, frame=0.49).fit(check_images(128).train)

@@ -10,7 +10,6 @@ from sklearn.covariance import LedoitWolf
 from torch import nn
 
 from al_models.embedding.gaussian_finetune import GaussianFinetune, Tuned, ledoit_wolf, vicinal
-from al_models.errors import InvalidInput
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import RECTIFIED
@@ -157,10 +156,3 @@ def test_loading_a_state_leaves_the_callers_random_numbers_alone(learned):
     before = torch.get_rng_state()
     quick().load_state(learned.state())
     assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("epsilon", [0.0, float("nan")])
-def test_a_bad_epsilon_is_refused(epsilon):
-    detector = quick(epsilon=epsilon)
-    with pytest.raises(InvalidInput, match=r"epsilon=.* was given; give"):
-        detector.fit(source(detector, 2))

@@ -11,7 +11,6 @@ from sklearn.linear_model import orthogonal_mp
 from torch import Tensor
 
 from al_models.embedding.mlf_sc import MlfSc, omp_residual
-from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource, Runtime
 
 SMALL = {
@@ -156,20 +155,3 @@ def test_images_coded_in_parts_give_what_they_give_at_once(monkeypatch: pytest.M
     parts = own.predict(source)
     np.testing.assert_allclose(whole.maps, parts.maps, atol=1e-5)
     np.testing.assert_allclose(whole.scores, parts.scores, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"atoms": 0}, "at least 1"),
-        ({"channels": 0}, "channels"),
-        ({"alpha": 0.0}, "alpha above 0"),
-        ({"nonzeros": 6}, "nonzeros=6 of atoms=5"),
-        ({"patch": 11}, "does not cover"),
-        ({"stride": 4}, "multiple"),
-        ({"border": 5}, "border=5"),
-    ],
-)
-def test_bad_parameters_are_named(params: dict[str, object], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        MlfSc(**{**SMALL, **params}).fit(FeatureSource({2: waves(2, seed=13)}))

@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from al_models.embedding.mlir import Mlir, Reconstruction, Standardised
-from al_models.errors import InvalidInput
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.sources import MemorySource
 from al_models.types import Runtime
@@ -108,9 +107,3 @@ def test_the_decoder_learns_through_the_frozen_network_and_held_out_images_are_n
         detector._held_out_loss(network, given)
     assert torch.equal(network.usual, noted)
     assert int(network.levels[0].seen.num_batches_tracked) == 1
-
-
-@pytest.mark.parametrize("bad", [{"latent": 0}, {"width": 0}])
-def test_sizes_that_make_no_network_are_refused(bad):
-    with pytest.raises(InvalidInput, match="was given; give"):
-        Mlir(**SMALL | bad).fit(images())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from al_models.errors import InvalidInput
 from al_models.parts import train as training
 from al_models.parts.maps import to_maps
 from al_models.reconstruction.mpad import Mpad, Prototypes, ScaleAutoencoder
@@ -117,9 +115,3 @@ def test_the_map_is_the_sum_of_the_scales_residuals():
             residual = sum((network(x)[0] - x)[:, c] ** 2 for c in range(x.shape[1])) / x.shape[1]
         expected += to_maps(residual, 32)
     np.testing.assert_allclose(found.predict(test).maps, expected.numpy(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("bad", [{"prototypes": 0}, {"latent": 0}, {"width": 0}, {"decay": 1.0}])
-def test_bad_parameters_are_named_with_what_to_give(bad):
-    with pytest.raises(InvalidInput, match=f"{next(iter(bad))}=.*was given; give"):
-        mpad(**bad).fit(features())

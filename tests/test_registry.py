@@ -44,7 +44,7 @@ def test_create_gives_the_defaults_and_takes_any_parameter_back(method):
     detector = create(method)
     assert detector == detector_class(method)()
     assert create(method, **detector.params()) == detector
-    assert create(method, image_size=64).image_size == 64
+    assert create(method, image_size=288).image_size == 288
     assert set(detector.params()) == {field.name for field in fields(detector)}
 
 
@@ -99,6 +99,62 @@ def test_a_value_of_another_type_or_out_of_bounds_is_refused_with_what_is_right(
     with pytest.raises(InvalidInput) as caught:
         create(method, **params)
     assert message in str(caught.value)
+
+
+REFUSED = {
+    "ae_ssim": [{"image_size": 127}],
+    "cflow": [{"condition": 6}, {"step_positions": 0}],
+    "contrario": [
+        *({"training_share": 1.5}, {"tail_share": 0.0}, {"tail": "chi"}, {"sizes": (2,)}, {"sizes": ()}),
+        *({"border": -1}, {"components": 0}),
+    ],
+    "cs_flow": [{"layers": (2, 3)}, {"blocks": 0}],
+    "dfr": [{"variance": 0.0}, {"variance": 1.0}, {"latent": 0}, {"region": 0}, {"frame": 0.5}],
+    "differnet": [{"blocks": 0}, {"rotations": 0}, {"transforms": 0}],
+    "fastflow": [{"flow_steps": 0}, {"hidden_ratio": 0.0}],
+    "favae": [{"width": 0}, {"latent": 0}],
+    "fyd": [{"reach": -0.1}, {"reach": 0.5}, {"epsilon": 0.0}, {"channels": 0}],
+    "gaussian_finetune": [{"epsilon": 0.0}, {"epsilon": math.nan}],
+    "mkd": [{"width": 0}, {"value_weight": -1.0}],
+    "mlf_sc": [
+        *({"atoms": 0}, {"channels": 0}, {"alpha": 0.0}, {"nonzeros": 6}, {"patch": 11}, {"stride": 3}),
+        {"border": 13},
+    ],
+    "mlir": [{"latent": 0}, {"width": 0}],
+    "mpad": [{"prototypes": 0}, {"latent": 0}, {"width": 0}, {"decay": 1.0}],
+    "ocsvm": [
+        *({"nu": 0.0}, {"nu": 1.0}, {"gamma": -1.0}, {"epsilon": 0.0}, {"exact_patches": 0}, {"centres": 0}),
+        {"epochs": -1},
+    ],
+    "padim": [{"channels": "abc"}],
+    "se_svdd": [{"width": 0}, {"dimensions": 0}],
+    "soe": [{"dimensions": 0}, {"epsilon": 0.0}],
+    "somad": [
+        *({"channels": 0}, {"units": (0, 3)}, {"units": (3,)}, {"epochs": (-1, 2)}, {"neighbours": 0}),
+        {"epsilon": 0.0},
+    ],
+    "uninformed_students": [
+        *({"receptive_fields": (17, 16)}, {"receptive_fields": ()}, {"stride": 3}, {"teacher": "resnet"}),
+        *({"students": 0}, {"image_size": 32}),
+    ],
+    "utrad": [{"dim": 20}, {"dim": 0}, {"heads": 3}, {"depth": 0}, {"tokens": 1}],
+    "vt_adl": [{"patch": 0}, {"patch": 30}, {"patch": 256}, {"heads": 3}, {"gaussians": 0}],
+}
+"""Method -> parameters out of their bounds, or that do not go with its defaults."""
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [pytest.param(m, bad, id=f"{m}-{bad}") for m, many in REFUSED.items() for bad in many],
+)
+def test_bad_parameters_are_refused_before_anything_is_read(method, params):
+    """By `create`, and by the fit of a detector made from its class; what was given is named."""
+    (name,) = params
+    with pytest.raises(InvalidInput, match=rf"{method}.*\b{name} ?= ?"):
+        create(method, **params)
+    cls = detector_class(method)
+    with pytest.raises(InvalidInput, match=rf"{cls.__name__}.*\b{name} ?= ?"):
+        cls(**params).fit(["no such file.png"])
 
 
 @pytest.mark.parametrize(

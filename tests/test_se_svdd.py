@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from al_models.errors import InvalidInput
 from al_models.one_class.se_svdd import SemanticEmbedding, SeSvdd, away_from_zero
 from al_models.parts.maps import to_maps
 from al_models.parts.train import seeded
@@ -108,9 +106,3 @@ def test_the_map_is_the_mean_over_levels_of_the_distance_from_the_centre():
 def test_the_order_of_layers_changes_nothing():
     a, b = (svdd(layers=layers).fit(features()).predict(features(2, seed=1)).maps for layers in ((1, 2), (2, 1)))
     np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("bad", [{"width": 0}, {"dimensions": 0}])
-def test_bad_parameters_are_named_with_what_to_give(bad):
-    with pytest.raises(InvalidInput, match=f"{next(iter(bad))}=.*was given; give"):
-        svdd(**bad).fit(features())

@@ -12,7 +12,6 @@ from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 from sklearn.covariance import oas
 
 from al_models.embedding.somad import Somad, UnitGaussians, groups, radii, shrunk, smooth
-from al_models.errors import InvalidInput
 from al_models.parts.patches import RECTIFIED
 from al_models.types import ImageBatch, ImageSource, Runtime
 
@@ -200,20 +199,3 @@ def test_the_map_is_the_start_when_no_epoch_is_asked():
     found = somad(epochs=(0, 0), units=(SIZE, SIZE)).fit(source)
     start = source.values.mean(0).permute(1, 2, 0).reshape(-1, 3)
     assert all(float((start - unit).abs().amax(1).min()) < 1e-6 for unit in found.units_)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"channels": 0},
-        {"units": (0, 3)},
-        {"units": (3,)},
-        {"epochs": (-1, 2)},
-        {"neighbours": 0},
-        {"epsilon": 0.0},
-    ],
-    ids=str,
-)
-def test_bad_parameters_are_named_with_what_to_give(bad):
-    with pytest.raises(InvalidInput, match=f"{next(iter(bad))}=.*was given; channels"):
-        somad(**bad).fit(features(2))

@@ -17,7 +17,6 @@ from al_models.embedding.uninformed_students import (
     error_and_variance,
     moments,
 )
-from al_models.errors import InvalidInput, UnknownName
 from al_models.parts import train as training
 from al_models.parts.backbone import cached_backbone
 from al_models.parts.patches import stack_layers
@@ -174,19 +173,3 @@ def test_students_may_learn_the_backbone_s_own_features():
     assert not any(name.startswith("network_.teachers") for name in detector.state())
     again = quick(teacher="backbone", receptive_fields=(17, 33)).load_state(detector.state())
     np.testing.assert_array_equal(again.predict(images.numpy()).maps, detector.predict(images.numpy()).maps)
-
-
-@pytest.mark.parametrize(
-    ("bad", "error", "message"),
-    [
-        ({"receptive_fields": (17, 16)}, UnknownName, "receptive field 16"),
-        ({"stride": 3}, UnknownName, "stride 3"),
-        ({"teacher": "resnet"}, UnknownName, "teacher 'resnet'"),
-        ({"students": 0}, InvalidInput, "students=0.*at least one"),
-        ({"receptive_fields": ()}, InvalidInput, "receptive_fields=()"),
-        ({"image_size": 32, "receptive_fields": (65,)}, InvalidInput, "image_size=32"),
-    ],
-)
-def test_bad_parameters_are_named_with_what_to_give(bad, error, message):
-    with pytest.raises(error, match=message):
-        quick(**bad).fit(noise(1)[:, : bad.get("image_size", SIZE), : bad.get("image_size", SIZE)])

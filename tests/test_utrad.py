@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from al_models.embedding.utrad import Utrad, UTransformer, into_windows, out_of_windows, window_sides
-from al_models.errors import InvalidInput
 from al_models.types import ImageBatch, ImageSource, Runtime
 
 SIDE = 8
@@ -128,9 +127,3 @@ def test_blocks_of_a_vision_transformer_are_learned_on(tmp_path):
     assert [level.side for level in detector.network_.levels] == [2, 7]
     assert detector.mean_.shape == (2 * 192,)
     assert np.isfinite(detector.predict(images).maps).all()
-
-
-@pytest.mark.parametrize("bad", [{"dim": 20}, {"dim": 0}, {"heads": 3}, {"depth": 0}, {"tokens": 1}])
-def test_sizes_that_make_no_network_are_refused(bad):
-    with pytest.raises(InvalidInput, match="was given; give"):
-        Utrad(**SMALL | bad).fit(Features(2))

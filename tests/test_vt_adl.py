@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from al_models.embedding.vt_adl import Block, Decoder, Density, Encoder, VtAdl, mixture_nll, patches_of
-from al_models.errors import InvalidInput
 from al_models.parts.losses import ssim_loss
 from al_models.types import ImageBatch
 
@@ -109,11 +108,3 @@ def test_the_map_is_the_likelihood_of_the_patches():
     found = detector.predict(images(2, seed=1))
     np.testing.assert_allclose(found.maps, expected.numpy(), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(found.scores, found.maps.max((1, 2)))
-
-
-@pytest.mark.parametrize(
-    "bad", [{"patch": 7}, {"patch": 0}, {"heads": 3}, {"gaussians": 0}, {"image_size": 16, "patch": 16}]
-)
-def test_sizes_that_make_no_network_are_refused(bad):
-    with pytest.raises(InvalidInput, match="was given; give"):
-        VtAdl(**SMALL | bad).fit(images())

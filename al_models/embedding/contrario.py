@@ -38,18 +38,17 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from torch import Tensor
 from torch.nn import functional as F
 
 from al_models.detector import Detector
-from al_models.errors import InvalidInput, unknown
-from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveInt
+from al_models.errors import InvalidInput
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, OddInt, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import on_device
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
-TAILS = ("empirical", "chi2")
 _BINS, _LOWEST, _HIGHEST = 8192, 1e-4, 1e6  # of the histogram of statistics: each bin is 0.3 % wide
 _FLATTEST = 1e-6  # components with less than this share of the largest variance are noise of half precision
 _LN10 = math.log(10)
@@ -106,9 +105,9 @@ class Contrario(Detector):
     weights: str | None = None
     components: PositiveInt | None = None
     """Principal components kept, the largest; None keeps all (the authors' code: 35 of 256 channels)."""
-    training_share: Annotated[float, Ge(0), Lt(1)] = 0.0
+    training_share: Annotated[float, Ge(0), Le(1)] = 0.0
     """Weight of the good images in the mean and covariance that an image is whitened with; the papers' is 0."""
-    sizes: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (1, 3)
+    sizes: Annotated[tuple[OddInt, ...], MinLen(1)] = (1, 3)
     """Sides of the blocks, in positions of the layer; odd."""
     border: NonNegativeInt = 8
     """Pixels at each side where the network saw its padding; the nearest positions inside stand in for them."""
@@ -123,7 +122,6 @@ class Contrario(Detector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        self._check()
         for name in self.state_names():  # another `tail` learns other attributes
             delattr(self, name)
         pooled = {layer: _Pooled() for layer in self.layers}
@@ -222,22 +220,6 @@ class Contrario(Detector):
     def _cut(self, x: Tensor) -> int:
         """Positions of the border at each side of a layer."""
         return math.ceil(self.border * x.shape[2] / self.image_size)
-
-    def _check(self) -> None:
-        if self.tail not in TAILS:
-            raise unknown("tail", self.tail, TAILS)
-        if not 0 <= self.training_share <= 1 or not 0 < self.tail_share < 1:
-            raise InvalidInput(
-                f"training_share={self.training_share} and tail_share={self.tail_share} were given; "
-                "they are shares, the first from 0 to 1, the second between 0 and 1"
-            )
-        if not self.sizes or any(size < 1 or size % 2 == 0 for size in self.sizes):
-            raise InvalidInput(f"sizes={self.sizes} was given; name at least one odd side of a block, as (1, 3)")
-        if self.border < 0 or (self.components is not None and self.components < 1):
-            raise InvalidInput(
-                f"border={self.border} and components={self.components} were given; the border is 0 or more pixels, "
-                "the components are at least 1, or None for all"
-            )
 
 
 def _bin(statistics: Tensor) -> Tensor:

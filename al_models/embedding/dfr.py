@@ -31,7 +31,6 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
@@ -114,12 +113,6 @@ class Dfr(FeatureTrainedDetector):
     sigma: NonNegativeFloat = 0.0
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        if not 0 < self.variance < 1:
-            raise InvalidInput(f"variance={self.variance} was given; give a share between 0 and 1, such as 0.9")
-        for name in ("region", "latent"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInput(f"{name}={value} was given; give 1 or more")
         super()._set_up(source, rows, runtime)
 
         def maps() -> Iterable[Tensor]:

@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA, to_maps
@@ -140,9 +139,6 @@ class Favae(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        for name in ("width", "latent"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name}={getattr(self, name)} was given; give 1 or more")
         super()._set_up(source, rows, runtime)
         self.mean_, self.deviation_ = channel_moments(source, rows, self.layers, runtime.device)
 

@@ -36,7 +36,6 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.epochs import moved
 from al_models.parts.gaussian import PositionGaussians, mahalanobis, pack_symmetric, unpack_symmetric, whitening
@@ -185,7 +184,7 @@ class Fyd(FeatureTrainedDetector):
     learning_rate: float = 0.05 * 32 / 256
     """SimSiam's, for batches of 32."""
     weight_decay: float = 1e-4
-    reach: Annotated[float, Ge(0), Lt(1)] = 0.1
+    reach: Annotated[float, Ge(0), Lt(0.5)] = 0.1
     """How far each entry of an affine map may be from leaving the image as it is; as a shift, 0.1 is a twentieth of the
     image's side."""
     channels: PositiveInt = 100
@@ -195,13 +194,6 @@ class Fyd(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        if not 0 <= self.reach < 0.5:
-            raise InvalidInput(f"reach={self.reach} was given; give 0 (no alignment) or more, and less than 0.5")
-        if not self.epsilon > 0 or self.channels < 1:
-            raise InvalidInput(
-                f"epsilon={self.epsilon} and channels={self.channels} were given; "
-                "give a positive epsilon, such as 0.01, and at least 1 channel"
-            )
         super()._set_up(source, rows, runtime)
         self._learn_scales(source, rows, runtime)
         self.kept_ = choose_channels(source.read(rows[:1]).features, self.layers, self.channels, runtime.seed)

@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveFloat
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.gaussian import PositionGaussians, pack_symmetric, unpack_symmetric, whitening
@@ -107,8 +106,6 @@ class GaussianFinetune(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        if not self.epsilon > 0:
-            raise InvalidInput(f"epsilon={self.epsilon} was given; give a positive number, such as 0.01")
         super()._set_up(source, rows, runtime)
         self._learn_scales(source, rows, runtime)
         exact = {"dtype": torch.float64, "device": runtime.device}

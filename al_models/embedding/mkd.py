@@ -39,7 +39,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.maps import SIGMA, to_maps
@@ -131,10 +130,6 @@ class Mkd(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
-        if self.width < 1 or self.value_weight < 0:
-            raise InvalidInput(
-                f"width={self.width} and value_weight={self.value_weight} were given; give at least 1 and 0"
-            )
         shapes = dict(zip(self.layers, self._shapes(), strict=True))
         return Cloner(self.image_size, [shapes[layer] for layer in self._critical()], self.width)
 

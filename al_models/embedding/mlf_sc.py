@@ -32,7 +32,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from al_models.detector import Detector
-from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.patches import channel_counts, on_device
@@ -107,7 +106,6 @@ class MlfSc(Detector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        self._check()
         sample = self._sample(source, runtime).double().cpu().numpy()  # (c, m, d)
         dictionaries = []
         for done, patches in enumerate(sample, start=1):
@@ -185,26 +183,18 @@ class MlfSc(Detector):
         windows = stacked.unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
         return windows.reshape(*stacked.shape[:2], -1, self.patch**2)
 
-    def _check(self) -> None:
-        counts = ("grid", "patch", "stride", "atoms", "nonzeros", "patches", "largest")
-        wrong = [name for name in counts if getattr(self, name) < 1]
-        if wrong or self.border < 0 or self.alpha <= 0 or (self.channels is not None and self.channels < 1):
-            raise InvalidInput(
-                f"{self} was asked for; {', '.join(counts)} are at least 1, channels too or None, border at least 0 "
-                "and alpha above 0"
-            )
+    def conflict(self) -> str | None:
+        """As Detector."""
         if self.nonzeros > self.atoms:
-            raise InvalidInput(
-                f"nonzeros={self.nonzeros} of atoms={self.atoms} were asked for; a patch is expressed by no more atoms "
-                "than there are"
-            )
+            return f"nonzeros={self.nonzeros} of atoms={self.atoms}; give no more than there are atoms"
         inner = self.grid - 2 * self.border
         if inner < self.patch or (inner - self.patch) % self.stride:
-            raise InvalidInput(
+            return (
                 f"patch={self.patch} with stride={self.stride} does not cover grid={self.grid} without border="
                 f"{self.border} ({inner} positions); choose them so that grid - 2 * border - patch is 0 or a multiple "
                 "of the stride"
             )
+        return None
 
 
 def _to_grid(x: Tensor, grid: int) -> Tensor:

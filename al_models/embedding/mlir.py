@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.frame import FRAME
@@ -130,8 +129,6 @@ class Mlir(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
-        if self.latent < 1 or self.width < 1:
-            raise InvalidInput(f"latent={self.latent}, width={self.width} was given; give at least 1 of each")
         return Reconstruction(self._shapes(), self.image_size, self.latent, self.width)
 
     def _differences(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, list[Tensor]]:

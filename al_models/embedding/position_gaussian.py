@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from al_models.detector import Detector
-from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat
 from al_models.parts.gaussian import (
     PositionGaussians,
@@ -65,8 +64,6 @@ class PositionGaussianDetector(Detector):
         """Layers (n, c_l, h_l, w_l) -> float32 (p, n, c), position first."""
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        if not self.epsilon > 0:
-            raise InvalidInput(f"epsilon={self.epsilon} was given; give a positive number, such as the paper's 0.01")
         self._choose(on_device(source.read([0]), runtime.device), runtime)
         self._learn(source, None, runtime)
 

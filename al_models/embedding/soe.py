@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from al_models.embedding.position_gaussian import PositionGaussianDetector
-from al_models.errors import InvalidInput
 from al_models.parameters import PositiveInt
 from al_models.parts.patches import finest_grid, nearest_rows
 from al_models.types import Runtime
@@ -50,8 +49,6 @@ class Soe(PositionGaussianDetector):
     """k, at most the channels there are: 100 of ResNet-18's 448, 300 of Wide-ResNet-50-2's 1792 in the paper."""
 
     def _choose(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
-        if self.dimensions < 1:
-            raise InvalidInput(f"dimensions={self.dimensions} was given; give at least 1, such as the paper's 100")
         channels = sum(features[layer].shape[1] for layer in self.layers)
         generator = torch.Generator().manual_seed(runtime.seed)
         self.projection_ = semi_orthogonal(channels, min(self.dimensions, channels), generator).to(runtime.device)

@@ -32,8 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from al_models.detector import Detector
-from al_models.errors import InvalidInput
-from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
+from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.gaussian import mahalanobis
 from al_models.parts.maps import SIGMA, to_maps
 from al_models.parts.neighbors import nearest
@@ -159,7 +158,7 @@ class Somad(Detector):
     """Size of the random subset of channels: 550 of Wide-ResNet-50-2's 1792 in the authors' code; here as in PaDiM."""
     units: tuple[PositiveInt, PositiveInt] = (56, 56)
     """Rows and columns of the self-organising map."""
-    epochs: tuple[PositiveInt, PositiveInt] = (20, 15)
+    epochs: tuple[NonNegativeInt, NonNegativeInt] = (20, 15)
     """Passes over the images in the rough and in the fine phase."""
     neighbours: PositiveInt = 5
     """Nearest units that a patch is measured by."""
@@ -174,7 +173,6 @@ class Somad(Detector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        self._check_parameters()
         self.kept_ = choose_channels(source.read([0]).features, self.layers, self.channels, runtime.seed)
         self.kept_ = self.kept_.to(runtime.device)
         schedule = radii(self.units, self.epochs)
@@ -207,20 +205,6 @@ class Somad(Detector):
         for labels, pairs in zip(*(part.split(_GROUPS_AT_ONCE) for part in groups(near.flatten())), strict=True):
             found[pairs] = mahalanobis(patches[pairs // k], self.mean_[labels], self.whitening_[labels])  # (g, 32)
         return found[:-1].view(-1, k).amin(1)
-
-    def _check_parameters(self) -> None:
-        bad = {
-            "channels": self.channels < 1,
-            "units": len(self.units) != 2 or min(self.units) < 1,
-            "epochs": len(self.epochs) != 2 or min(self.epochs) < 0,
-            "neighbours": self.neighbours < 1,
-            "epsilon": not self.epsilon > 0,
-        }
-        for name in (name for name, wrong in bad.items() if wrong):
-            raise InvalidInput(
-                f"{name}={getattr(self, name)} was given; channels and neighbours are at least 1, units two numbers "
-                "(rows, columns) of at least 1, epochs two (rough, fine) of at least 0, and epsilon is above 0"
-            )
 
     def _patches(self, batch: ImageBatch, runtime: Runtime) -> Tensor:
         """The kept channels of each patch of a batch, on the grid of the finest layer: float32 (m, c)."""

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.detector import FLOAT16_MAX
-from al_models.errors import InvalidInput, unknown
+from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.backbone import standardised
 from al_models.parts.epochs import Epochs, moved
@@ -56,8 +56,6 @@ PATCH_NETWORKS = {
     65: ((5, 1, True), (5, 1, True), (5, 1, True), (4, 2, False), (1, 0, False)),
 }
 """Patch size -> convolutions: side, channels in widths (0: the descriptor's), and whether 2 x 2 maxima follow."""
-STRIDES = (1, 2, 4, 8)
-TEACHERS = ("distilled", "backbone")
 JUDGED = 32
 """Good images that give the moments of error and variance."""
 
@@ -181,7 +179,7 @@ class UninformedStudents(FeatureTrainedDetector):
     }
 
     layers: Layers = (1,)
-    receptive_fields: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (17, 33, 65)
+    receptive_fields: Annotated[tuple[Literal[17, 33, 65], ...], MinLen(1)] = (17, 33, 65)
     """Sides of the patches, in pixels."""
     teacher: Literal["distilled", "backbone"] = "backbone"
     """Whose descriptors students learn to give: "backbone", whose features know more than good images show, or
@@ -192,8 +190,8 @@ class UninformedStudents(FeatureTrainedDetector):
     """Numbers a descriptor; those of `teacher="backbone"` are its channels."""
     width: PositiveInt = 32
     """Channels of the networks' first convolution; the paper's is 128."""
-    stride: PositiveInt = 4
-    """Pixels from one descriptor to the next: 1 (the paper's), 2, 4 or 8."""
+    stride: Literal[1, 2, 4, 8] = 4
+    """Pixels from one descriptor to the next; the paper's is 1."""
     crop: PositiveInt | None = 64
     """Side of the random square, in pixels, that a step describes of an image; None: the whole image (the paper's)."""
     compactness: NonNegativeFloat = 1.0
@@ -212,7 +210,6 @@ class UninformedStudents(FeatureTrainedDetector):
     """Gaussian smoothing of the map, in pixels; the paper's is 0."""
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        self._check()
         super()._set_up(source, rows, runtime)
         self.feature_mean_, self.feature_std_ = channel_moments(source, rows, self.layers, runtime.device)
 
@@ -230,26 +227,14 @@ class UninformedStudents(FeatureTrainedDetector):
             mean, std = moments(self._measured(self.network_, batch).flatten(1, 2) for batch in judged)
         self.mean_, self.std_ = (value.view(-1, 2).cpu() for value in (mean, std))
 
-    def _check(self) -> None:
-        for patch in self.receptive_fields:
-            if patch not in PATCH_NETWORKS:
-                raise unknown("receptive field", patch, map(str, PATCH_NETWORKS))
-        if self.stride not in STRIDES:
-            raise unknown("stride", self.stride, map(str, STRIDES))
-        if self.teacher not in TEACHERS:
-            raise unknown("teacher", self.teacher, TEACHERS)
-        if not self.receptive_fields or min(self.students, self.dimension, self.width, self.teacher_epochs) < 1:
-            raise InvalidInput(
-                f"receptive_fields={self.receptive_fields}, students={self.students}, dimension={self.dimension}, "
-                f"width={self.width}, teacher_epochs={self.teacher_epochs} were given; give at least one of each"
-            )
-        if self.crop is not None and self.crop < 1:
-            raise InvalidInput(f"crop={self.crop} was given; give at least one pixel, or None for the whole image")
+    def conflict(self) -> str | None:
+        """As Detector."""
         if self.image_size < max(self.receptive_fields):
-            raise InvalidInput(
-                f"image_size={self.image_size} was given for patches of {self.receptive_fields}; give images no "
-                "smaller than the largest patch"
+            return (
+                f"image_size={self.image_size} is less than the largest of receptive_fields={self.receptive_fields}; "
+                "give images no smaller than the largest patch"
             )
+        return None
 
     def _teaching(
         self, teachers: nn.Module, source: ImageSource, rows: Sequence[int], runtime: Runtime

@@ -35,11 +35,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Lt, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import to_maps
@@ -151,7 +150,7 @@ class Utrad(FeatureTrainedDetector):
     training: ClassVar[Mapping[str, Any]] = {"betas": (0.5, 0.999)}
     quick: ClassVar[Mapping[str, Any]] = {"dim": 32, "heads": 4, "depth": 1, "tokens": 16, "epochs": 10}
 
-    dim: PositiveInt = 128
+    dim: Annotated[int, Ge(8), MultipleOf(8)] = 128
     """Channels of a token."""
     heads: PositiveInt = 8
     depth: PositiveInt = 2
@@ -166,11 +165,13 @@ class Utrad(FeatureTrainedDetector):
     sigma: NonNegativeFloat = 0.0
     """Standard deviation of a Gaussian that smooths the map, in pixels; the authors use none."""
 
+    def conflict(self) -> str | None:
+        """As Detector."""
+        if self.dim % self.heads:
+            return f"dim={self.dim} does not divide by heads={self.heads}; give a dim that 8 and heads divide"
+        return None
+
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        if self.dim % 8 or self.dim % self.heads or self.dim < 8:
-            raise InvalidInput(f"dim={self.dim}, heads={self.heads} was given; give a dim that 8 and heads divide")
-        if self.depth < 1 or self.tokens < 2:
-            raise InvalidInput(f"depth={self.depth}, tokens={self.tokens} was given; give at least 1 and 2")
         super()._set_up(source, rows, runtime)
         total, squares, count = torch.zeros(()), torch.zeros(()), 0
         for batch in source.batches(rows):

@@ -36,7 +36,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.losses import ssim_loss
@@ -198,16 +197,15 @@ class VtAdl(TrainedDetector):
     frame: float = FRAME
     sigma: NonNegativeFloat = SIGMA
 
+    def conflict(self) -> str | None:
+        """As Detector."""
+        if self.image_size % self.patch or self.image_size < 2 * self.patch:
+            return f"patch={self.patch} does not divide image_size={self.image_size} into two or more a side"
+        if self.dim % self.heads:
+            return f"heads={self.heads} do not divide dim={self.dim}; give heads that do"
+        return None
+
     def _network(self) -> nn.Module:
-        if self.patch < 1 or self.image_size % self.patch or self.image_size < 2 * self.patch:
-            raise InvalidInput(
-                f"patch={self.patch} was given; give one that divides image_size={self.image_size}, twice or more"
-            )
-        if min(self.depth, self.heads, self.hidden, self.gaussians) < 1 or self.dim % self.heads:
-            raise InvalidInput(
-                f"dim={self.dim}, depth={self.depth}, heads={self.heads}, hidden={self.hidden}, "
-                f"gaussians={self.gaussians} was given; give 1 or more of each, and heads that divide dim"
-            )
         patches = (self.image_size // self.patch) ** 2
         return VisionTransformer(
             Encoder(patches, self.patch, self.dim, self.depth, self.heads, self.hidden),

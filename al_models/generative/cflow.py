@@ -27,9 +27,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,7 +137,7 @@ class Cflow(FeatureTrainedDetector):
     learning_rate: float = 2e-4
     blocks: PositiveInt = 8
     """Coupling blocks a layer."""
-    condition: PositiveInt = 128
+    condition: Annotated[int, Ge(4), MultipleOf(4)] = 128
     """Numbers that tell a position; a multiple of 4."""
     clamp: PositiveFloat = 1.9
     """Largest log-scale of a coupling."""
@@ -158,8 +159,6 @@ class Cflow(FeatureTrainedDetector):
 
     def _parts(self) -> list[int]:
         """Steps that a batch of images takes, a layer."""
-        if self.step_positions < 1:
-            raise InvalidInput(f"step_positions = {self.step_positions}; a step learns from at least 1")
         return [-(-h * w // self.step_positions) for _, h, w in self._shapes()]
 
     def _plan(self, per_epoch: int) -> TrainPlan:

@@ -30,13 +30,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import MinLen
+from annotated_types import MaxLen, MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_models.detector import FLOAT16_MAX
-from al_models.errors import InvalidInput
-from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
+from al_models.parameters import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.coupling import CrossScaleCoupling, Permutation, log_likelihood
 from al_models.parts.frame import FRAME
 from al_models.trained import FeatureTrainedDetector, Generators
@@ -112,7 +111,7 @@ class CsFlow(FeatureTrainedDetector):
     training: ClassVar[Mapping[str, Any]] = {"eps": 1e-4, "clip": 1.0}
     quick: ClassVar[Mapping[str, Any]] = {"hidden": 16, "epochs": 8, "learning_rate": 2e-3}
 
-    layers: Layers = (3,)
+    layers: Annotated[tuple[NonNegativeInt, ...], MinLen(1), MaxLen(1)] = (3,)
     """One."""
     scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0, 0.5, 0.25)
     """Shares of the image's size, each half of the one before."""
@@ -134,10 +133,6 @@ class CsFlow(FeatureTrainedDetector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights, scales=tuple(self.scales))
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        if len(self.layers) != 1:
-            raise InvalidInput(f"layers = {self.layers}; CsFlow learns one layer, at several scales: give one")
-        if self.blocks < 1:
-            raise InvalidInput(f"blocks = {self.blocks}; a flow needs at least 1")
         super()._set_up(source, rows, runtime)
         moments = torch.zeros(2, len(self.scales), self._shapes()[0][0], dtype=torch.float64)  # means of x and of x^2
         for part in source.batches(rows):

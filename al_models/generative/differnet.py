@@ -33,7 +33,6 @@ from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.backbone import cached_backbone, standardised
 from al_models.parts.coupling import Block, Coupling, Permutation, log_likelihood
@@ -169,9 +168,6 @@ class Differnet(TrainedDetector):
     weight_decay: float = 1e-5
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        for name in ("blocks", "rotations", "transforms"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} = {getattr(self, name)}; Differnet needs at least 1")
         super()._fit(Vectors(source, self.rotations, self._spec(), runtime), runtime)
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:

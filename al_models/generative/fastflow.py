@@ -30,7 +30,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveFloat, PositiveInt
 from al_models.parts.coupling import Flow, HalfCoupling, Permutation, Scale, Subnet
 from al_models.parts.frame import FRAME
@@ -90,11 +89,6 @@ class Fastflow(FeatureTrainedDetector):
     """Gaussian smoothing of the map, in pixels; the paper has none."""
 
     def _network(self) -> nn.Module:
-        if self.flow_steps < 1 or not self.hidden_ratio > 0:
-            raise InvalidInput(
-                f"flow_steps = {self.flow_steps}, hidden_ratio = {self.hidden_ratio}; give at least one step and a "
-                "positive ratio"
-            )
         return nn.ModuleList(
             MapFlow(shape, self.flow_steps, self.hidden_ratio, self.clamp, only_3x3=self.only_3x3)
             for shape in self._shapes()

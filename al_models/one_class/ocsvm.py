@@ -33,7 +33,6 @@ from sklearn.svm import OneClassSVM
 from torch import Tensor
 
 from al_models.detector import Detector
-from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from al_models.parts.gaussian import PositionGaussians
 from al_models.parts.maps import SIGMA, to_maps
@@ -148,7 +147,6 @@ class Ocsvm(Detector):
         return FeatureSpec(self.backbone, tuple(self.layers), self.image_size, self.weights)
 
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
-        self._check()
         rng = np.random.default_rng(runtime.seed)
         sample, total = self._standardise(source, rng, runtime)
         vectors, weights, rho = exact_machine(sample, self.nu, self._gamma(sample))
@@ -226,15 +224,3 @@ class Ocsvm(Detector):
 
     def _gamma(self, x: Tensor) -> float:
         return 1 / x.shape[1] if self.gamma is None else self.gamma
-
-    def _check(self) -> None:
-        """Raises InvalidInput for a parameter out of its range."""
-        if not 0 < self.nu < 1:
-            raise InvalidInput(f"nu={self.nu} was given; it is a share above 0 and below 1")
-        for name in ("gamma", "epsilon"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InvalidInput(f"{name}={value} was given; give a number above 0")
-        for name, least in (("exact_patches", 1), ("centres", 1), ("epochs", 0)):
-            if getattr(self, name) < least:
-                raise InvalidInput(f"{name}={getattr(self, name)} was given; give a whole number of at least {least}")

@@ -35,7 +35,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA
@@ -110,9 +109,6 @@ class SeSvdd(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        for name in ("width", "dimensions"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name}={getattr(self, name)} was given; give 1 or more")
         super()._set_up(source, rows, runtime)
         self.mean_, self.deviation_ = channel_moments(source, rows, self._levels(), runtime.device)
         with seeded(runtime.seed, runtime.device):  # the same weights as those that training begins with

@@ -25,12 +25,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import nn
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import Phase, TrainPlan, Turn, hold_out
@@ -133,6 +133,8 @@ class AeSsim(TrainedDetector):
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {"patches": 32, "batch_size": 8, "epochs": 2, "stride": 64}
 
+    image_size: Annotated[int, Ge(CROP)] = 256
+    """Side of the square, in pixels; no smaller than a patch."""
     latent: PositiveInt = 100
     """Numbers a patch is squeezed into; the paper: 100 for textures, 500 for its nanofibres."""
     window: PositiveInt = 11
@@ -153,10 +155,6 @@ class AeSsim(TrainedDetector):
 
     def _split(self, n: int, seed: int) -> tuple[list[int], list[int]]:
         return hold_out(n, seed)  # its best weights are kept, with and without patience
-
-    def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        if self.image_size < CROP:
-            raise InvalidInput(f"image_size = {self.image_size}; AeSsim takes patches of {CROP}: give {CROP} or more")
 
     def _phases(
         self, network: nn.Module, source: ImageSource, learn: Sequence[int], held: Sequence[int], runtime: Runtime

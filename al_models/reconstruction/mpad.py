@@ -32,7 +32,6 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from al_models.errors import InvalidInput
 from al_models.parameters import NonNegativeFloat, PositiveInt
 from al_models.parts.frame import FRAME
 from al_models.parts.maps import SIGMA
@@ -141,11 +140,6 @@ class Mpad(FeatureTrainedDetector):
     sigma: NonNegativeFloat = SIGMA
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        for name in ("width", "latent", "prototypes"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name}={getattr(self, name)} was given; give 1 or more")
-        if not 0 <= self.decay < 1:
-            raise InvalidInput(f"decay={self.decay} was given; give a number from 0 to below 1, such as 0.99")
         super()._set_up(source, rows, runtime)
         self.mean_, self.deviation_ = channel_moments(source, rows, self.layers, runtime.device)
 
