@@ -29,7 +29,7 @@ from al_models.types import Prediction
 
 SAME_ORDER = 0.99999
 """Spearman's rank correlation from which on an order is the same but for rounding."""
-SQUARES = 16
+SQUARES = 8
 """Images with a bright square each."""
 BESIDE = 16
 """Pixels that cells of an altered backbone lie beside what they answer to."""

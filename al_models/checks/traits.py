@@ -27,12 +27,12 @@ from al_models.errors import InvalidInput
 def more_images_are_learned_as_if_given_at_once(make: Make, images: CheckImages) -> None:
     """A saved model that takes in more images is the model of all of them, or says that it cannot."""
     make = brief(make)
-    half = len(images.train) // 2
-    first, whole = make().fit(source_of(make(), images.train[:half])), fitted_on(make, images)
+    half, whole = len(images.train) // 2, fitted_on(make, images)
     if not whole.traits.incremental:
         with raises(InvalidInput, "partial_fit of a method that is not incremental"):
-            first.partial_fit(source_of(first, images.train[half:]))
+            whole.partial_fit(source_of(whole, images.good))
         return
+    first = make().fit(source_of(make(), images.train[:half]))
     more = make().load_state(first.state()).partial_fit(source_of(first, images.train[half:]))
     assert_close(predicted(whole, images.test), predicted(more, images.test), "learned in two parts")
     predicted(first, images.test)  # what a prediction has cached must not outlive what is learned

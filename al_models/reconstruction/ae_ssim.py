@@ -131,7 +131,7 @@ class AeSsim(TrainedDetector):
     """SSIM auto-encoder on gray patches; learned: `network_` and `curve_`."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
-    quick: ClassVar[Mapping[str, Any]] = {"patches": 32, "batch_size": 8, "epochs": 2, "stride": 64}
+    quick: ClassVar[Mapping[str, Any]] = {"patches": 12, "batch_size": 4, "epochs": 2, "stride": 64}
 
     image_size: Annotated[int, Ge(CROP)] = 256
     """Side of the square, in pixels; no smaller than a patch."""
