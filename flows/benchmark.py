@@ -14,9 +14,9 @@ from flows.sweep import Sweep
 from flows.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.report import report
-from tasks.report.data import Judged
-from tasks.report.told import told
+from tasks.report.benchmark.report import report
+from tasks.report.data.report import Judged
+from tasks.report.data.told import told
 
 
 @dataclass(frozen=True)

@@ -380,7 +380,7 @@ def records(
 def report_command(store: StoreOption = "al-store", report: ReportOption = "al-report") -> None:
     """Write the report of everything in a store, and the page of its nights; no Prefect server is needed."""
     from flows.report import pages
-    from tasks.report import report as write
+    from tasks.report.benchmark.report import report as write
 
     found = opened(store)
     check_writable(report, "--report")
@@ -464,7 +464,7 @@ def _check_writable(run: Run) -> None:
 
 
 def _show(outcome: Outcome) -> None:
-    from tasks.report.tables import METRICS, ranking
+    from tasks.compare.tables import METRICS, ranking
 
     found = ranking(outcome.records)
     names = [name for name in _SHOWN if name in found.metrics]

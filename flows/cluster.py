@@ -27,9 +27,9 @@ from prefect_dask.task_runners import PrefectDaskFuture
 
 from flows.runners import ClusterError
 from flows.server import unproxied
+from tasks.core.limits import allow
+from tasks.core.steps import GPU
 from tasks.evaluate import versions
-from tasks.limits import allow
-from tasks.steps import GPU
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from flows.runners import ThreadsRunner, on_asked_runner
 from flows.watch import Watch
 from storage.store import Store
 from tasks.download import download
-from tasks.report.data import DOCS, Judged, data_report
-from tasks.report.told import told
+from tasks.report.data.report import DOCS, Judged, data_report
+from tasks.report.data.told import told
 from tasks.validate import build_data_docs
 
 IMAGE_SIZE = 256

@@ -90,7 +90,7 @@ def register_model(
 
     with _changed(store) as registry:
         chosen = _the_one(list(read_records(registry.store)), name, method, record)
-        from tasks.register import register
+        from tasks.serve.register import register
 
         _print(f"{register.fn(registry.store.url, chosen.key(), who(), why)} is kept; see `al models list`")
 
@@ -137,7 +137,7 @@ def export_model(
     """
     registry = _registry(store)
     if format == Format.onnx:
-        from tasks.export_onnx import export_onnx
+        from tasks.serve.export_onnx import export_onnx
 
         done = export_onnx(registry, name, to, images or [])
         _print(f"{done.label}: {to}\n{done.said()}")

@@ -23,9 +23,9 @@ from storage.models import Registry
 from storage.nights import Decision, write_decision
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.challenge import Night, challenge
-from tasks.hold_out import FOLDER
-from tasks.report.nights import nights_report
+from tasks.night.challenge import Night, challenge
+from tasks.report.nights.report import nights_report
+from tasks.search.hold_out import FOLDER
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,16 @@ from flows.searchrun import in_words
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import detector_of, inputs_of
+from tasks.core.compute import detector_of, inputs_of
+from tasks.core.handles import Category, Cell, Prepared, Validated
+from tasks.core.steps import NotMadeYet, only_looking
+from tasks.core.stored import StoredCheckpoints
 from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fit import fit
-from tasks.handles import Category, Cell, Prepared, Validated
 from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.steps import NotMadeYet, only_looking
-from tasks.stored import StoredCheckpoints
 from tasks.validate import CategoryStopped, validate
 
 STEPS = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")

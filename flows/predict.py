@@ -24,9 +24,9 @@ from flows.watch import Watch
 from storage.errors import DatasetError
 from storage.settled import Settled
 from storage.store import Store
-from tasks.inspect_images import Inspection, judge_images
-from tasks.register import load_version
-from tasks.summarise import Summary, summarise
+from tasks.serve.inspect_images import Inspection, judge_images
+from tasks.serve.register import load_version
+from tasks.serve.summarise import Summary, summarise
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from flows.terminal import StoreOption, check_writable, console, errors, opened,
 
 if TYPE_CHECKING:
     from flows.predict_run import PredictRun
-    from tasks.summarise import Summary
+    from tasks.serve.summarise import Summary
 
 
 _SHOWN = 5
@@ -53,7 +53,7 @@ def predict(
 
 def _check(run: PredictRun) -> None:
     """Raises what `PredictRun.check` does, InvalidInput for the device, RunFileError when nothing can be written."""
-    from tasks.compute import device_of
+    from tasks.core.compute import device_of
 
     run.check()
     device_of(run.device)
@@ -61,7 +61,7 @@ def _check(run: PredictRun) -> None:
 
 
 def _show(summary: Summary) -> None:
-    from tasks.judge import DECISIONS
+    from tasks.serve.judge import DECISIONS
 
     table = Table("decision", "images", box=None)
     for decision in DECISIONS:

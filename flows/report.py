@@ -14,8 +14,8 @@ from flows.terminal import opened
 from flows.watch import Watch
 from storage.nights import decision_keys
 from storage.store import Store
-from tasks.report import report as write
-from tasks.report.nights import nights_report
+from tasks.report.benchmark.report import report as write
+from tasks.report.nights.report import nights_report
 
 
 @dataclass(frozen=True)

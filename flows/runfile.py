@@ -17,9 +17,9 @@ from flows.device import Device
 from flows.searchrun import MethodRun, Range, SearchRun, Strict
 from flows.store_url import StoreUrl
 from storage.text import read_text
-from tasks.gate import Gate
-from tasks.handles import Cell
-from tasks.policy import Policy
+from tasks.core.handles import Cell
+from tasks.core.policy import Policy
+from tasks.night.gate import Gate
 
 _RATE = "Share of good parts that the threshold may reject; 1 / rate - 1 held-out good images are needed"
 
@@ -78,7 +78,7 @@ class Run(Strict):
     def check_device(self) -> None:
         """Raises InvalidInput for a device that this machine does not have, unless the steps run on others."""
         if self.device.startswith("cuda") and "://" not in self.runner:
-            from tasks.compute import device_of
+            from tasks.core.compute import device_of
 
             device_of(self.device)
 

@@ -21,11 +21,11 @@ from flows.searchrun import in_words
 from flows.sweep import Sweep
 from flows.watch import Watch
 from storage.store import Store
-from tasks.compute import inputs_of
-from tasks.handles import Cell
-from tasks.hold_out import FOLDER, RULES, hold_out
+from tasks.core.compute import inputs_of
+from tasks.core.handles import Cell
 from tasks.report.page import write_whole
-from tasks.trials import Rung, Score, Trial, score, standings, survivors, trials_csv, winner
+from tasks.search.hold_out import FOLDER, RULES, hold_out
+from tasks.search.trials import Rung, Score, Trial, score, standings, survivors, trials_csv, winner
 
 STORE = "search"
 """In the store: the outputs and records of the trials, so that nobody takes them for results on real defects."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from al_models.errors import InvalidInput, unknown
 from al_models.registry import create
-from tasks.trials import Interval, Rung, Space, Trial, distinct, draws, grid, ladder
+from tasks.search.trials import Interval, Rung, Space, Trial, distinct, draws, grid, ladder
 
 
 def in_words(params: Mapping[str, Any]) -> str:
@@ -131,7 +131,7 @@ class SearchRun(Strict):
 
     def check(self) -> None:
         """Raises UnknownName or InvalidInput for a method, parameter, metric or resource that cannot be."""
-        from tasks.report.tables import METRICS
+        from tasks.compare.tables import METRICS
 
         self.all_trials()
         known = [name for name in METRICS if not name.startswith(("spro_", "fpr_"))]  # absent here, or better when low

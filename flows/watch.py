@@ -38,7 +38,7 @@ from flows.runners import running_on
 from storage.nights import Decision
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.progress import listening
+from tasks.core.progress import listening
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -136,8 +136,8 @@ class Watch:
 
     def show(self, records: Sequence[RunRecord]) -> None:
         """A cell has ended: its pictures, and now and then the table of all so far."""
-        from tasks.report import sample_picture
-        from tasks.report.training import loss_picture, losses_of
+        from tasks.report.benchmark.pictures import sample_picture
+        from tasks.report.benchmark.training import loss_picture, losses_of
 
         last, failed = records[-1], sum(record.status == "failed" for record in records)
         due = time.monotonic() - self.told >= _TELL_EVERY_S
@@ -152,7 +152,7 @@ class Watch:
                 self._picture("losses", last, loss_picture(losses))
 
     def _table(self, records: Sequence[RunRecord]) -> None:
-        from tasks.report import result_table_markdown
+        from tasks.report.benchmark.export import result_table_markdown
 
         create_markdown_artifact(result_table_markdown(records), key="results", description="cells so far")
 

@@ -17,7 +17,7 @@ from prefect import Flow, flow, task
 from flows.cluster import ClusterRunner, LocalCluster, differences
 from flows.runfile import DataSource, RunFile
 from flows.runners import ClusterError, ThreadsRunner, runner_for, running_on
-from tasks.steps import GPU
+from tasks.core.steps import GPU
 
 pytestmark = [
     pytest.mark.usefixtures("api"),

@@ -16,7 +16,7 @@ from flows.runners import runner_for
 from storage.errors import DownloadError
 from storage.files import Hashes
 from storage.store import Store
-from tasks.policy import Policy
+from tasks.core.policy import Policy
 from tasks.validate import findings
 
 pytestmark = [

@@ -19,7 +19,7 @@ from flows.runfile import DataSource, MethodRun
 from storage.errors import StoreTooNew
 from storage.nights import read_decisions
 from storage.store import Store
-from tasks.gate import Gate
+from tasks.night.gate import Gate
 
 pytestmark = [
     pytest.mark.usefixtures("api"),

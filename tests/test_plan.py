@@ -15,7 +15,7 @@ from flows.plan import Rates, plan
 from flows.runfile import DataSource, MethodRun, RunFile, SearchRun, to_toml
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.stored import StoredCheckpoints
+from tasks.core.stored import StoredCheckpoints
 
 ALL = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
 LIMITS: tuple[dict[str, float], ...] = ({}, {"max_minutes": 10})

@@ -50,8 +50,8 @@ from storage.stacks import Stack
 from storage.store import Store
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.report import render
-from tasks.report.nights import nights_report
+from tasks.report.benchmark.report import render
+from tasks.report.nights.report import nights_report
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "al_models", "storage")

@@ -191,7 +191,7 @@ def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     """Seconds of the bare functions, one after the other, and their records."""
     from flows.category import listed
     from tasks.calibrate import calibrate
-    from tasks.compute import inputs_of
+    from tasks.core.compute import inputs_of
     from tasks.evaluate import evaluate
     from tasks.extract import extract
     from tasks.fit import fit
