@@ -10,8 +10,8 @@ from typing import Any, Literal
 from prefect.futures import PrefectFuture
 
 from al_models.types import FeatureSpec
-from flows.runfile import DataSource, IngestRun, RunFile, twice
-from flows.runners import in_processes
+from flows.runs.runfile import DataSource, IngestRun, RunFile, twice
+from flows.where.runners import in_processes
 from storage.errors import DatasetError
 from storage.store import Store
 from tasks.core.handles import Category, Prepared, Validated

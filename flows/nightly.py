@@ -14,10 +14,10 @@ from prefect.states import Completed, Failed, State
 
 from flows.alerts import FLOW, MODELS_FAILED, alert, one_at_a_time
 from flows.category import first_failure
-from flows.runfile import NightlyRun
-from flows.runners import ThreadsRunner, on_asked_runner
+from flows.runs.runfile import NightlyRun
 from flows.sweep import Sweep
-from flows.watch import Watch
+from flows.where.runners import ThreadsRunner, on_asked_runner
+from flows.where.watch import Watch
 from storage.held import read_held
 from storage.models import Registry
 from storage.nights import Decision, write_decision

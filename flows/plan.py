@@ -24,8 +24,8 @@ from al_models.parts.backbone import feature_shapes
 from al_models.parts.train import whole_seconds
 from al_models.types import FeatureSpec
 from flows.category import CategorySteps, all_listed, listed
-from flows.runfile import RunFile, SearchRun
-from flows.searchrun import in_words
+from flows.runs.runfile import RunFile, SearchRun
+from flows.runs.search import in_words
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import calibrate

@@ -18,9 +18,9 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, State
 
-from flows.predict_run import PredictRun
-from flows.runners import ThreadsRunner
-from flows.watch import Watch
+from flows.runs.predict import PredictRun
+from flows.where.runners import ThreadsRunner
+from flows.where.watch import Watch
 from storage.errors import DatasetError
 from storage.settled import Settled
 from storage.store import Store

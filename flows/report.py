@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from prefect import flow
 from prefect.states import Completed, State
 
-from flows.runfile import ReportRun
-from flows.runners import ThreadsRunner
-from flows.terminal import opened
-from flows.watch import Watch
+from flows.runs.runfile import ReportRun
+from flows.where.runners import ThreadsRunner
+from flows.where.store import opened
+from flows.where.watch import Watch
 from storage.nights import decision_keys
 from storage.store import Store
 from tasks.report.benchmark.report import report as write

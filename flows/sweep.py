@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.category import CategorySteps, Steps, all_listed, first_failure
-from flows.runfile import RunFile
-from flows.runners import running_on
-from flows.watch import Watch
+from flows.runs.runfile import RunFile
+from flows.where.runners import running_on
+from flows.where.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.calibrate import calibrate

@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from al_models.drift import FEWEST
 from flows.alerts import tell
 from flows.category import CategorySteps
-from flows.runfile import MethodRun, to_toml
+from flows.runs.runfile import MethodRun, to_toml
 from storage.held import read_held, say
 from storage.models.versions import STATE
 from storage.nights import Decision, read_decisions

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sweep_runs import PADIM, figures, manifests, of_step, run_file, run_flow
 
 import tasks.core.parts
-from flows.runfile import MethodRun
+from flows.runs.runfile import MethodRun
 from storage.errors import NotInStore
 from storage.stacks import Stack
 from storage.store import Artifact, Store

@@ -12,7 +12,7 @@ from sweep_runs import PADIM, PATCHCORE, manifests, run_file, run_flow
 from al_models.parts.backbone import Backbone, feature_shapes
 from al_models.types import FeatureSpec
 from flows.plan import Rates, plan
-from flows.runfile import DataSource, MethodRun, RunFile, SearchRun, to_toml
+from flows.runs.runfile import DataSource, MethodRun, RunFile, SearchRun, to_toml
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.core.stored import StoredCheckpoints

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flows.runfile import DataSource, NightlyRun
+from flows.runs.runfile import DataSource, NightlyRun
 from storage.store import Artifact, Store
 from tasks.core.compute import detector_of, inputs_of
 from tasks.core.handles import Cell, Validated

@@ -12,7 +12,7 @@ from conftest import Command
 from plant import NAME, Plant
 
 from al_models.drift import Change
-from flows.runfile import MethodRun
+from flows.runs.runfile import MethodRun
 from storage.held import HeldImage, NotHeld, meant, read_held, say, write_held
 from storage.nights import Decision, write_decision
 from storage.store import Store

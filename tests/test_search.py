@@ -21,10 +21,10 @@ from sweep_runs import manifests, record_files, run_file
 
 from al_models.parts.images import decode
 from al_models.registry import create
-from flows.runfile import MethodRun, RunFile, read_run_file, to_toml
-from flows.runners import runner_for
+from flows.runs.runfile import MethodRun, RunFile, read_run_file, to_toml
+from flows.runs.search import SearchRun
 from flows.search import Outcome, search
-from flows.searchrun import SearchRun
+from flows.where.runners import runner_for
 from storage.errors import DatasetError
 from storage.records import RunRecord, read_records
 from storage.samples import Sample, content_hash, sample_id

@@ -25,8 +25,8 @@ from prefect.context import SettingsContext, get_settings_context
 from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
-from flows.runners import ClusterError
-from flows.server import unproxied
+from flows.where.errors import ClusterError
+from flows.where.server import unproxied
 from tasks.core.limits import allow
 from tasks.core.steps import GPU
 from tasks.evaluate import versions
@@ -275,7 +275,7 @@ def differences(asked: Mapping[str, str], found: Mapping[str, str]) -> str:
 def identity() -> dict[str, str]:
     """What results depend on and what the parts of a cluster talk with: versions, and the content of our packages."""
     talking = {name: version(name) for name in ("dask", "distributed", "prefect-dask")}
-    return versions() | talking | {"code": _digest(Path(__file__).parent.parent)}
+    return versions() | talking | {"code": _digest(Path(__file__).parents[2])}
 
 
 def _digest(root: Path) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.terminal import StoreOption, console, opened, who
+from flows.cli.terminal import StoreOption, console, who
+from flows.where.store import opened
 
 if TYPE_CHECKING:
     from storage.held import HeldImage, Word

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.device import Device
-from flows.store_url import StoreUrl
+from flows.runs.device import Device
+from flows.runs.store_url import StoreUrl
 from storage.image_paths import image_paths, look_for_images
 from storage.models import Registry
 from storage.store import Store

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from al_models.registry import METHODS, create
-from flows.device import Device
-from flows.searchrun import MethodRun, Range, SearchRun, Strict
-from flows.store_url import StoreUrl
+from flows.runs.device import Device
+from flows.runs.search import MethodRun, Range, SearchRun, Strict
+from flows.runs.store_url import StoreUrl
 from storage.text import read_text
 from tasks.core.handles import Cell
 from tasks.core.policy import Policy

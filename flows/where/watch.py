@@ -34,7 +34,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from flows.runners import running_on
+from flows.where.runners import running_on
 from storage.nights import Decision
 from storage.records import RunRecord
 from storage.store import Store

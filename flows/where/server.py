@@ -219,7 +219,7 @@ def is_local(url: str) -> bool:
 
 
 def wait_for(url: str) -> None:
-    """Return when the local server answers; another is `flows.address`'s business. Raises ServerError."""
+    """Return when the local server answers; another is `flows.where.address`'s business. Raises ServerError."""
     if not is_local(url):
         return
     deadline = time.monotonic() + _START_WITHIN_S
@@ -246,7 +246,7 @@ def keep(port: int) -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # its console is server.log
     }
     # What `prefect server start` runs in the end, without the three seconds its command line takes to import.
-    ours = ["--app-dir", str(Path(__file__).resolve().parent.parent), "--factory", "flows.server:application"]
+    ours = ["--app-dir", str(Path(__file__).resolve().parents[2]), "--factory", "flows.where.server:application"]
     at = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--timeout-keep-alive", "5"]
     command = [sys.executable, "-m", "uvicorn", *ours, *at]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)

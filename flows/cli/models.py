@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from flows.terminal import StoreOption, console, opened, percent, who
+from flows.cli.terminal import StoreOption, console, percent, who
+from flows.where.store import opened
 
 if TYPE_CHECKING:
     from storage.models import Registry

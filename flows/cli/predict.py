@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import StoreOption, check_writable, console, errors, opened, run_flow, writing
+from flows.cli.terminal import StoreOption, check_writable, console, errors, run_flow, writing
+from flows.where.store import opened
 
 if TYPE_CHECKING:
-    from flows.predict_run import PredictRun
+    from flows.runs.predict import PredictRun
     from tasks.serve.summarise import Summary
 
 
@@ -34,8 +35,8 @@ def predict(
     """Judge images with a registered model: score, decision, regions; which do not look like the model's at all."""
     from pydantic import ValidationError
 
-    from flows.predict_run import PredictRun
-    from flows.runfile import RunFileError, explain
+    from flows.runs.predict import PredictRun
+    from flows.runs.runfile import RunFileError, explain
 
     try:
         run = PredictRun(

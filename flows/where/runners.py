@@ -11,14 +11,10 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 if TYPE_CHECKING:
-    from flows.runfile import Run
+    from flows.runs.runfile import Run
 
 _CORES_PER_STEP = 4
 """Within a step torch, BLAS and faiss use several cores, so side by side pays only where there are many."""
-
-
-class ClusterError(RuntimeError):
-    """A cluster that cannot run our steps."""
 
 
 class ThreadsRunner(ThreadPoolTaskRunner):  # type: ignore[type-arg]
@@ -59,7 +55,7 @@ def runner_for(run: Run) -> TaskRunner[Any]:
     """`threads`, `dask` (processes of this machine) or the address of a scheduler, as the run asks."""
     if run.runner == "threads":
         return ThreadsRunner(run.workers, run.threads)
-    from flows.cluster import ClusterRunner, LocalCluster, check_semaphores
+    from flows.where.cluster import ClusterRunner, LocalCluster, check_semaphores
 
     threads = run.threads or 1
     ours: dict[str, Any] = {"device": run.device, "threads": threads, "step_minutes": run.step_minutes}

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import SplitResult, urlsplit
 
-from flows.server import LOOPBACK, ServerError, is_local
+from flows.where.server import LOOPBACK, ServerError, is_local
 
 _WITHIN_S = 5.0
 """Seconds of a process in which an address must answer: a server that starts does so while the command imports."""

@@ -1,4 +1,4 @@
-"""What all commands of `al` share: where they print, and how they open a store."""
+"""What all commands of `al` share: where they print."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-
-if TYPE_CHECKING:
-    from storage.store import Store
 
 _PROBE = 64 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,21 +24,9 @@ errors = Console(stderr=True, emoji=False)
 StoreOption = Annotated[str, typer.Option(help="Folder or URL (s3://...) where outputs are kept and found again.")]
 
 
-def opened(url: str) -> Store:
-    """The store there. Raises NotInStore for a place that is none, StoreTooNew for one of a later version."""
-    from storage.errors import NotInStore
-    from storage.store import Store
-
-    store = Store(url)
-    if not store.list("store.json") and not store.list("records"):
-        raise NotInStore(f"{url} is not a store; give the folder that `al benchmark --store` wrote to")
-    store.check_format()
-    return store
-
-
 def check_writable(folder: str, option: str) -> None:
     """Raises RunFileError when no file can be kept in a folder, before the work and not after it."""
-    from flows.runfile import RunFileError
+    from flows.runs.runfile import RunFileError
 
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -56,7 +41,7 @@ def check_writable(folder: str, option: str) -> None:
 @contextmanager
 def writing(*places: str) -> Iterator[None]:
     """Raises RunFileError when the disk is full or refuses, at whatever point of the work."""
-    from flows.runfile import RunFileError
+    from flows.runs.runfile import RunFileError
 
     try:
         yield
@@ -78,8 +63,8 @@ def run_flow(
 
     `ready` raises when the run cannot begin. `runner`: where the steps run; None: where the flow says.
     """
-    from flows import server
-    from flows.address import check_given
+    from flows.where import server
+    from flows.where.address import check_given
 
     with server.connected() as url:  # starts in the background, while seconds of imports go on here
         ready()
