@@ -8,15 +8,15 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.category import CategorySteps, first_failure, judged_of
-from flows.runfile import RunFile
-from flows.runners import ThreadsRunner, on_asked_runner
+from flows.runs.runfile import RunFile
 from flows.sweep import Sweep
-from flows.watch import Watch
+from flows.where.runners import ThreadsRunner, on_asked_runner
+from flows.where.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.report import report
-from tasks.report.data import Judged
-from tasks.report.told import told
+from tasks.report.benchmark.report import report
+from tasks.report.data.report import Judged
+from tasks.report.data.told import told
 
 
 @dataclass(frozen=True)

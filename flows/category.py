@@ -10,17 +10,17 @@ from typing import Any, Literal
 from prefect.futures import PrefectFuture
 
 from al_models.types import FeatureSpec
-from flows.runfile import DataSource, IngestRun, RunFile, twice
-from flows.runners import in_processes
+from flows.runs.runfile import DataSource, IngestRun, RunFile, twice
+from flows.where.runners import in_processes
 from storage.errors import DatasetError
 from storage.store import Store
+from tasks.core.handles import Category, Prepared, Validated
+from tasks.core.parts import Part, parts_of
 from tasks.demo_data import make_demo_data
 from tasks.extract import extract, extract_part
-from tasks.handles import Category, Prepared, Validated
 from tasks.ingest import Ingested, ingest
-from tasks.parts import Part, parts_of
 from tasks.prepare import prepare
-from tasks.report.data import Judged
+from tasks.report.data.report import Judged
 from tasks.suspect import shared_spec, suspect
 from tasks.validate import validate, verdict_key
 

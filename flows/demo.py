@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.runfile import DataSource, MethodRun, RunFile
-from flows.searchrun import SearchRun
+from flows.runs.runfile import DataSource, MethodRun, RunFile
+from flows.runs.search import SearchRun
 
 
 def demo_run(store: str, report: str) -> RunFile:

@@ -9,13 +9,13 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.category import CategorySteps, Steps, all_listed, first_failure, judged_of
-from flows.runfile import IngestRun
-from flows.runners import ThreadsRunner, on_asked_runner
-from flows.watch import Watch
+from flows.runs.runfile import IngestRun
+from flows.where.runners import ThreadsRunner, on_asked_runner
+from flows.where.watch import Watch
 from storage.store import Store
 from tasks.download import download
-from tasks.report.data import DOCS, Judged, data_report
-from tasks.report.told import told
+from tasks.report.data.report import DOCS, Judged, data_report
+from tasks.report.data.told import told
 from tasks.validate import build_data_docs
 
 IMAGE_SIZE = 256

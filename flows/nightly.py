@@ -14,18 +14,18 @@ from prefect.states import Completed, Failed, State
 
 from flows.alerts import FLOW, MODELS_FAILED, alert, one_at_a_time
 from flows.category import first_failure
-from flows.runfile import NightlyRun
-from flows.runners import ThreadsRunner, on_asked_runner
+from flows.runs.runfile import NightlyRun
 from flows.sweep import Sweep
-from flows.watch import Watch
+from flows.where.runners import ThreadsRunner, on_asked_runner
+from flows.where.watch import Watch
 from storage.held import read_held
 from storage.models import Registry
 from storage.nights import Decision, write_decision
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.challenge import Night, challenge
-from tasks.hold_out import FOLDER
-from tasks.report.nights import nights_report
+from tasks.night.challenge import Night, challenge
+from tasks.report.nights.report import nights_report
+from tasks.search.hold_out import FOLDER
 
 
 @dataclass(frozen=True)

@@ -24,21 +24,21 @@ from al_models.parts.backbone import feature_shapes
 from al_models.parts.train import whole_seconds
 from al_models.types import FeatureSpec
 from flows.category import CategorySteps, all_listed, listed
-from flows.runfile import RunFile, SearchRun
-from flows.searchrun import in_words
+from flows.runs.runfile import RunFile, SearchRun
+from flows.runs.search import in_words
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import detector_of, inputs_of
+from tasks.core.compute import detector_of, inputs_of
+from tasks.core.handles import Category, Cell, Prepared, Validated
+from tasks.core.steps import NotMadeYet, only_looking
+from tasks.core.stored import StoredCheckpoints
 from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fit import fit
-from tasks.handles import Category, Cell, Prepared, Validated
 from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.steps import NotMadeYet, only_looking
-from tasks.stored import StoredCheckpoints
 from tasks.validate import CategoryStopped, validate
 
 STEPS = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")

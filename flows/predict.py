@@ -18,15 +18,15 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, State
 
-from flows.predict_run import PredictRun
-from flows.runners import ThreadsRunner
-from flows.watch import Watch
+from flows.runs.predict import PredictRun
+from flows.where.runners import ThreadsRunner
+from flows.where.watch import Watch
 from storage.errors import DatasetError
 from storage.settled import Settled
 from storage.store import Store
-from tasks.inspect_images import Inspection, judge_images
-from tasks.register import load_version
-from tasks.summarise import Summary, summarise
+from tasks.serve.inspect_images import Inspection, judge_images
+from tasks.serve.register import load_version
+from tasks.serve.summarise import Summary, summarise
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from prefect import flow
 from prefect.states import Completed, State
 
-from flows.runfile import ReportRun
-from flows.runners import ThreadsRunner
-from flows.terminal import opened
-from flows.watch import Watch
+from flows.runs.runfile import ReportRun
+from flows.where.runners import ThreadsRunner
+from flows.where.store import opened
+from flows.where.watch import Watch
 from storage.nights import decision_keys
 from storage.store import Store
-from tasks.report import report as write
-from tasks.report.nights import nights_report
+from tasks.report.benchmark.report import report as write
+from tasks.report.nights.report import nights_report
 
 
 @dataclass(frozen=True)

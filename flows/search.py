@@ -15,17 +15,17 @@ from al_models.registry import create
 from flows.benchmark import Outcome as Compared
 from flows.benchmark import compare
 from flows.category import CategorySteps, Steps, first_failure, listed
-from flows.runfile import DataSource, MethodRun, RunFile, RunFileError, SearchRun, to_toml
-from flows.runners import ThreadsRunner, on_asked_runner
-from flows.searchrun import in_words
+from flows.runs.runfile import DataSource, MethodRun, RunFile, RunFileError, SearchRun, to_toml
+from flows.runs.search import in_words
 from flows.sweep import Sweep
-from flows.watch import Watch
+from flows.where.runners import ThreadsRunner, on_asked_runner
+from flows.where.watch import Watch
 from storage.store import Store
-from tasks.compute import inputs_of
-from tasks.handles import Cell
-from tasks.hold_out import FOLDER, RULES, hold_out
+from tasks.core.compute import inputs_of
+from tasks.core.handles import Cell
 from tasks.report.page import write_whole
-from tasks.trials import Rung, Score, Trial, score, standings, survivors, trials_csv, winner
+from tasks.search.hold_out import FOLDER, RULES, hold_out
+from tasks.search.trials import Rung, Score, Trial, score, standings, survivors, trials_csv, winner
 
 STORE = "search"
 """In the store: the outputs and records of the trials, so that nobody takes them for results on real defects."""

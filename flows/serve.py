@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows import server
-from flows.address import check_given
+from flows.where import server
+from flows.where.address import check_given
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -72,9 +72,9 @@ def deployments(folder: Path) -> list[RunnerDeployment]:
     from flows.ingest import ingest
     from flows.nightly import nightly
     from flows.predict import predict
-    from flows.predict_run import PredictRun
     from flows.report import report
-    from flows.runfile import IngestRun, NightlyRun, ReportRun
+    from flows.runs.predict import PredictRun
+    from flows.runs.runfile import IngestRun, NightlyRun, ReportRun
     from flows.search import search
 
     demo = folder / "al-demo"

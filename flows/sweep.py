@@ -14,22 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.category import CategorySteps, Steps, all_listed, first_failure
-from flows.runfile import RunFile
-from flows.runners import running_on
-from flows.watch import Watch
+from flows.runs.runfile import RunFile
+from flows.where.runners import running_on
+from flows.where.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import inputs_of
+from tasks.core.compute import inputs_of
+from tasks.core.failure import record_failure
+from tasks.core.handles import Cell
+from tasks.core.steps import only_looking
 from tasks.evaluate import evaluate
 from tasks.evaluate.count import count_part
 from tasks.extract import extract
-from tasks.failure import record_failure
 from tasks.fit import fit
-from tasks.handles import Cell
+from tasks.night.screen import screen
 from tasks.predict import predict, predict_part
-from tasks.screen import screen
-from tasks.steps import only_looking
 
 logger = logging.getLogger(__name__)
 

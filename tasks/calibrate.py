@@ -14,11 +14,11 @@ from prefect.cache_policies import NO_CACHE
 from al_models.calibration import HeldOutPixels
 from al_models.parts.frame import peaks_at_rim
 from storage.store import Draft, Store
-from tasks.compute import detector_of, runtime_of
+from tasks.core.compute import detector_of, runtime_of
+from tasks.core.handles import Cell, Validated
+from tasks.core.limits import in_memory
+from tasks.core.steps import GPU, retry_passing, run_step, step_key
 from tasks.fit import load_model, method_code, source_for
-from tasks.handles import Cell, Validated
-from tasks.limits import in_memory
-from tasks.steps import GPU, retry_passing, run_step, step_key
 
 
 @task(

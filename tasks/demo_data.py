@@ -26,7 +26,7 @@ from PIL import Image
 from al_models.errors import InvalidInput
 from al_models.parts.defects import MIN_SIDE, Defect, cut_paste, perlin_composite, scratch, stain
 from storage.errors import DatasetError
-from tasks.steps import code_fingerprint
+from tasks.core.steps import code_fingerprint
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets import about
 from storage.download import download_dataset
 from storage.errors import DownloadError
-from tasks.progress import Progress
+from tasks.core.progress import Progress
 
 logger = logging.getLogger(__name__)
 

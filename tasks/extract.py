@@ -23,15 +23,15 @@ from al_models.types import FeatureSpec
 from storage.errors import NotInStore
 from storage.stacks import Stack
 from storage.store import Draft, Store
-from tasks.compute import device_of
-from tasks.earlier import Earlier, earlier, remember
-from tasks.handles import Validated
-from tasks.limits import in_memory
-from tasks.parts import Part, joined
+from tasks.core.compute import device_of
+from tasks.core.earlier import Earlier, earlier, remember
+from tasks.core.handles import Validated
+from tasks.core.limits import in_memory
+from tasks.core.parts import Part, joined
+from tasks.core.progress import Progress
+from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.stored import StoredSource, accepted_samples
 from tasks.prepare import pixels_series
-from tasks.progress import Progress
-from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import StoredSource, accepted_samples
 
 CHUNK = 16
 SHARD = 64

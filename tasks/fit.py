@@ -18,15 +18,15 @@ from al_models.detector import Detector
 from al_models.parts.alignment import alignment
 from storage.errors import Damaged, StorageError
 from storage.store import Artifact, Draft, Store
-from tasks.compute import detector_of, hardware_of, inputs_of, runtime_of
-from tasks.earlier import latest, remember
+from tasks.core.compute import detector_of, hardware_of, inputs_of, runtime_of
+from tasks.core.earlier import latest, remember
+from tasks.core.handles import Cell, Validated
+from tasks.core.limits import in_memory
+from tasks.core.split import fit_and_calibration, with_new_images
+from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 from tasks.extract import features_series
-from tasks.handles import Cell, Validated
-from tasks.limits import in_memory
 from tasks.prepare import pixels_series
-from tasks.split import fit_and_calibration, with_new_images
-from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 
 logger = logging.getLogger(__name__)
 

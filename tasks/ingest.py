@@ -20,9 +20,9 @@ from storage.files import Hashes
 from storage.listing import Listing, SetAside
 from storage.samples import Sample, content_hash, fingerprint, to_parquet
 from storage.store import Store
-from tasks.handles import Category
-from tasks.progress import Progress
-from tasks.steps import code_fingerprint, measured, retry_passing, step_key
+from tasks.core.handles import Category
+from tasks.core.progress import Progress
+from tasks.core.steps import code_fingerprint, measured, retry_passing, step_key
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.store import Artifact, Draft, Store
-from tasks.compute import detector_of, runtime_of
+from tasks.core.compute import detector_of, runtime_of
+from tasks.core.handles import Cell, Validated
+from tasks.core.limits import in_memory
+from tasks.core.parts import Part, joined
+from tasks.core.steps import GPU, retry_passing, run_step, step_key
+from tasks.core.stored import accepted_samples
 from tasks.fit import load_model, method_code, source_for
-from tasks.handles import Cell, Validated
-from tasks.limits import in_memory
-from tasks.parts import Part, joined
-from tasks.steps import GPU, retry_passing, run_step, step_key
-from tasks.stored import accepted_samples
 
 CHUNK = 8
 

@@ -36,10 +36,10 @@ from storage.masks import read_turned_mask
 from storage.samples import Sample, from_parquet, parse_box
 from storage.stacks import Stack
 from storage.store import Draft, Store
-from tasks.earlier import Earlier, earlier, remember
-from tasks.handles import Category, Prepared
-from tasks.progress import Progress
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.earlier import Earlier, earlier, remember
+from tasks.core.handles import Category, Prepared
+from tasks.core.progress import Progress
+from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from al_models.registry import create
 from al_models.types import FeatureSpec
 from storage.samples import Sample, fingerprint, to_parquet
 from storage.store import Draft, Store
-from tasks.compute import device_of
-from tasks.handles import Validated
-from tasks.policy import DEFAULT_POLICY, Policy
-from tasks.progress import Progress
-from tasks.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import StoredSource, accepted_samples
+from tasks.core.compute import device_of
+from tasks.core.handles import Validated
+from tasks.core.policy import DEFAULT_POLICY, Policy
+from tasks.core.progress import Progress
+from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.stored import StoredSource, accepted_samples
 from tasks.validate import FINDINGS, CategoryStopped, findings
 
 logger = logging.getLogger(__name__)

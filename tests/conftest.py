@@ -22,7 +22,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from flows import server
+from flows.where import server
 
 ROOT = Path(__file__).parent.parent
 _Ended = tuple[int, str, str]

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tasks.limits
+import tasks.core.limits
 from storage.store import Artifact, Draft
 
 _FAULTS = dict(item.split("=") for item in os.environ["AL_FAULTS"].split(","))
@@ -51,5 +51,5 @@ def _faulty(self: Draft, meta: dict[str, Any]) -> Artifact:
 
 def dask_setup(worker: Any) -> None:
     """Dask calls it in each worker."""
-    tasks.limits._GRACE_S = 1.0
+    tasks.core.limits._GRACE_S = 1.0
     Draft.commit = _faulty  # type: ignore[method-assign]

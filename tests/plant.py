@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from flows.nightly import Outcome, nightly
-from flows.runfile import DataSource, MethodRun, NightlyRun
-from flows.runners import runner_for
+from flows.runs.runfile import DataSource, MethodRun, NightlyRun
+from flows.where.runners import runner_for
 from storage.models import Registry
 from storage.nights import Decision, read_decisions
 from storage.samples import content_hash

@@ -10,8 +10,8 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from flows.benchmark import Outcome, benchmark
-from flows.runfile import DataSource, MethodRun, RunFile
-from flows.runners import runner_for
+from flows.runs.runfile import DataSource, MethodRun, RunFile
+from flows.where.runners import runner_for
 from storage.records import RunRecord
 from storage.store import Store
 

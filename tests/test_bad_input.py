@@ -15,7 +15,7 @@ from PIL import Image
 from storage.errors import DatasetError, OutsideRoot
 from storage.samples import Sample, fingerprint, from_parquet, to_parquet
 from storage.store import Store
-from tasks.handles import Category
+from tasks.core.handles import Category
 from tasks.ingest import Ingested, ingest
 from tasks.prepare import prepare
 from tasks.validate import CategoryStopped, findings, validate

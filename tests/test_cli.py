@@ -15,10 +15,10 @@ import pytest
 from conftest import AL, Command
 
 from al_models.registry import METHODS
-from flows import terminal
 from flows.benchmark import Outcome
-from flows.cli import _show
-from flows.runfile import IngestRun, RunFileError
+from flows.cli import terminal
+from flows.cli.outcomes import show
+from flows.runs.runfile import IngestRun, RunFileError
 from storage.datasets import DATASETS
 from storage.records import RunRecord, write_record
 from storage.store import Store
@@ -117,7 +117,7 @@ def test_variants_are_told_apart_on_80_columns_and_in_what_failed(
         for layers, seed in cells
     ]  # fmt: skip
     failed = RunRecord(cell="f", params={"layers": [9], "crop": 3}, seed=1, status="failed", reason="fit: no", **common)
-    _show(Outcome("index.html", [*done, failed]))
+    show(Outcome("index.html", [*done, failed]))
     out, err = capfd.readouterr()
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
@@ -261,7 +261,7 @@ def test_a_run_file_of_a_benchmark_or_an_ingest_is_taken_in(
     assert code == 2
     assert "leave out --root" in one_line(err)
     asked: list[IngestRun] = []
-    monkeypatch.setattr("flows.cli._ingest", asked.append)
+    monkeypatch.setattr("flows.cli.run._ingest", asked.append)
     path.write_text('data_docs = false\nseeds = [1]\n[[data]]\ndataset = "demo"\nroot = "d"\n')
     assert al("ingest", str(path), "--category", "brick")[0] == 0
     assert al("ingest", str(path), "--data-docs")[0] == 0
@@ -375,23 +375,23 @@ def test_a_failed_cell_is_one_line_and_exit_code_1(demo_root: Path, tmp_path: Pa
 
 
 def test_two_folders_of_one_name_are_refused_until_they_have_names_of_their_own(tmp_path):
-    from flows.cli import _source
-    from flows.runfile import RunFile, RunFileError
+    from flows.cli.options import source
+    from flows.runs.runfile import RunFile, RunFileError
 
     for line in "ab":
         (tmp_path / line / "good").mkdir(parents=True)
     roots = [str(tmp_path / line / "good") for line in "ab"]
-    run = RunFile.model_validate({"data": [_source(f"folder={root}", None, {"inspect": "x"}) for root in roots]})
+    run = RunFile.model_validate({"data": [source(f"folder={root}", None, {"inspect": "x"}) for root in roots]})
     with pytest.raises(RunFileError, match=f"{roots[0]}' and '{roots[1]}' are both called folder/good.*folder:NAME="):
         run.check_data()
-    named = [_source(f"folder:{line}={root}", None, {"inspect": "x"}) for line, root in zip("ab", roots, strict=True)]
+    named = [source(f"folder:{line}={root}", None, {"inspect": "x"}) for line, root in zip("ab", roots, strict=True)]
     assert [source["options"]["category"] for source in named] == ["a", "b"]
     RunFile.model_validate({"data": named}).check_data()
 
 
 def test_two_trees_with_a_category_in_common_are_refused_when_they_are_listed(demo_root, tmp_path):
     from flows.category import all_listed
-    from flows.runfile import RunFile
+    from flows.runs.runfile import RunFile
     from storage.errors import DatasetError
     from storage.store import Store
     from tasks.ingest import ingest

@@ -14,10 +14,11 @@ from conftest import ROOT, DaskCluster, eventually
 from distributed import get_worker
 from prefect import Flow, flow, task
 
-from flows.cluster import ClusterRunner, LocalCluster, differences
-from flows.runfile import DataSource, RunFile
-from flows.runners import ClusterError, ThreadsRunner, runner_for, running_on
-from tasks.steps import GPU
+from flows.runs.runfile import DataSource, RunFile
+from flows.where.cluster import ClusterRunner, LocalCluster, differences
+from flows.where.errors import ClusterError
+from flows.where.runners import ThreadsRunner, runner_for, running_on
+from tasks.core.steps import GPU
 
 pytestmark = [
     pytest.mark.usefixtures("api"),

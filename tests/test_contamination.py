@@ -19,12 +19,12 @@ from al_models.types import FeatureSpec, ImageBatch, ImageSource
 from storage.samples import fingerprint
 from storage.store import Store
 from tasks import suspect as suspect_module
+from tasks.core.handles import Validated
+from tasks.core.policy import Policy
+from tasks.core.stored import StoredSource, accepted_samples
 from tasks.extract import extract
-from tasks.handles import Validated
 from tasks.ingest import ingest
-from tasks.policy import Policy
 from tasks.prepare import prepare
-from tasks.stored import StoredSource, accepted_samples
 from tasks.suspect import COLUMNS, RULE, suspect
 from tasks.validate import FINDINGS, CategoryStopped, findings, validate
 

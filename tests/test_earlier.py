@@ -15,11 +15,11 @@ import zarr
 from al_models.registry import create
 from storage.stacks import Stack
 from storage.store import Artifact, Store
+from tasks.core.stored import rows_of
 from tasks.demo_data import make_demo_data
 from tasks.extract import extract
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.stored import rows_of
 from tasks.validate import validate
 
 SPEC = create("padim", image_size=64).feature_spec()
@@ -111,7 +111,7 @@ def test_what_is_new_is_computed_and_the_rest_stays_where_it_is(data: Path, tmp_
 def test_after_many_nights_all_is_in_one_piece_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.earlier._MOST_PARTS", 3)
+    monkeypatch.setattr("tasks.core.earlier._MOST_PARTS", 3)
     later, written = sorted((data.parent / "later").iterdir()), []
     night(tmp_path / "store", data)
     for path in later:

@@ -22,14 +22,14 @@ from storage.errors import DatasetError, MaskError
 from storage.records import RunRecord, read_record
 from storage.samples import Sample
 from storage.store import Draft, Store
+from tasks.core.handles import Cell, Validated
+from tasks.core.steps import run_step
+from tasks.core.stored import accepted_samples
 from tasks.evaluate import evaluate
 from tasks.evaluate.uncertainty import read_replicates
-from tasks.handles import Cell, Validated
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.report import report
-from tasks.steps import run_step
-from tasks.stored import accepted_samples
+from tasks.report.benchmark.report import report
 from tasks.validate import validate
 
 SIDE = 32

@@ -15,14 +15,14 @@ from PIL import Image
 
 from al_models import create
 from storage.store import Store
-from tasks import compute
 from tasks import fit as fit_module
+from tasks.core import compute
+from tasks.core.handles import Category, Cell, Prepared, Validated
+from tasks.core.stored import accepted_samples
 from tasks.extract import extract
 from tasks.fit import fit, load_model
-from tasks.handles import Category, Cell, Prepared, Validated
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.stored import accepted_samples
 from tasks.validate import validate
 
 CATEGORY = Category("memory://fit", "toy", "toy", "data", "catalogues/toy", "0")

@@ -22,8 +22,8 @@ from al_models.calibration import pixel_p_values
 from al_models.detector import Detector
 from al_models.embedding.patchcore import Patchcore
 from flows.benchmark import benchmark
-from flows.runfile import DataSource, MethodRun, RunFile
-from flows.runners import ThreadsRunner
+from flows.runs.runfile import DataSource, MethodRun, RunFile
+from flows.where.runners import ThreadsRunner
 from storage.records import read_records
 from storage.store import Store
 from tasks.calibrate import held_out_pixels

@@ -11,12 +11,12 @@ from prefect.client.schemas.objects import State
 
 from flows.benchmark import benchmark
 from flows.ingest import IMAGE_SIZE, Outcome, ingest
-from flows.runfile import DataSource, IngestRun, MethodRun, RunFile
-from flows.runners import runner_for
+from flows.runs.runfile import DataSource, IngestRun, MethodRun, RunFile
+from flows.where.runners import runner_for
 from storage.errors import DownloadError
 from storage.files import Hashes
 from storage.store import Store
-from tasks.policy import Policy
+from tasks.core.policy import Policy
 from tasks.validate import findings
 
 pytestmark = [

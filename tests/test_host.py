@@ -19,8 +19,8 @@ import httpx
 import pytest
 from conftest import AL, Command, alone, eventually, free_port, stop
 
-from flows import server
-from flows.address import problem
+from flows.where import server
+from flows.where.address import problem
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 NOBODY = "http://127.0.0.1:9"
@@ -159,7 +159,7 @@ def test_a_server_that_is_gone_is_named_soon(
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}/api"
     monkeypatch.setenv("PREFECT_API_URL", url)
-    monkeypatch.setattr("flows.address._WITHIN_S", 0)
+    monkeypatch.setattr("flows.where.address._WITHIN_S", 0)
     places = ["--store", str(tmp_path / "store"), "--report", str(tmp_path / "report")]
     options = {"ingest": ["mvtec_ad", "--root", str(demo_root), *places], "alarms": ["http://hook.example"]}
     code, _, err = al(command, *options[command])

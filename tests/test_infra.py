@@ -30,11 +30,11 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
 from al_models.registry import METHODS
-from flows import server
 from flows.cli import app
 from flows.demo import demo_run
-from flows.runfile import Run, RunFile, read_run_file
+from flows.runs.runfile import Run, RunFile, read_run_file
 from flows.serve import POOL, deployments
+from flows.where import server
 from storage.store import Store
 
 ROOT = Path(__file__).parent.parent

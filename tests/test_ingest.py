@@ -20,7 +20,7 @@ from storage.listing import Listing, inside
 from storage.samples import content_hash, from_parquet
 from storage.store import Store
 from tasks import prepare as prepare_module
-from tasks.handles import Prepared
+from tasks.core.handles import Prepared
 from tasks.ingest import ingest
 from tasks.prepare import COLUMNS, prepare
 from tasks.validate import expectations, findings, validate

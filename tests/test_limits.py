@@ -16,11 +16,11 @@ from al_models.parts.backbone import Backbone
 from al_models.types import ImageBatch
 from storage.store import Store
 from tasks.calibrate import calibrate
+from tasks.core.handles import Cell
+from tasks.core.limits import in_memory
 from tasks.extract import extract
 from tasks.fit import fit
-from tasks.handles import Cell
 from tasks.ingest import ingest
-from tasks.limits import in_memory
 from tasks.predict import predict
 from tasks.prepare import prepare
 from tasks.validate import validate

@@ -20,17 +20,17 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from al_models.drift import FEWEST
 from flows.alerts import tell
 from flows.category import CategorySteps
-from flows.runfile import MethodRun, to_toml
+from flows.runs.runfile import MethodRun, to_toml
 from storage.held import read_held, say
 from storage.models.versions import STATE
 from storage.nights import Decision, read_decisions
 from storage.records import RunRecord, read_record
-from tasks.compute import inputs_of
+from tasks.core.compute import inputs_of
+from tasks.core.policy import Policy
 from tasks.extract import extract
 from tasks.fit import fit
-from tasks.gate import Gate
 from tasks.ingest import ingest
-from tasks.policy import Policy
+from tasks.night.gate import Gate
 
 pytestmark = [
     pytest.mark.month,

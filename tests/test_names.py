@@ -21,22 +21,22 @@ import pytest
 from al_models.parts.backbone import cached_backbone
 from al_models.registry import METHODS
 from storage.datasets import DATASETS
-from tasks import steps
 from tasks.calibrate import calibrate
-from tasks.compute import inputs_of
+from tasks.core import steps
+from tasks.core.compute import inputs_of
+from tasks.core.handles import Cell
+from tasks.core.parts import Part
+from tasks.core.policy import Policy
+from tasks.core.steps import NOT_IN_NAMES, NotMadeYet, modules_behind, only_looking
 from tasks.demo_data import make_demo_data
 from tasks.evaluate import evaluate
 from tasks.evaluate.count import count_part
 from tasks.extract import extract, extract_part
 from tasks.fit import fit
-from tasks.handles import Cell
-from tasks.hold_out import hold_out
 from tasks.ingest import ingest
-from tasks.parts import Part
-from tasks.policy import Policy
 from tasks.predict import predict, predict_part
 from tasks.prepare import prepare
-from tasks.steps import NOT_IN_NAMES, NotMadeYet, modules_behind, only_looking
+from tasks.search.hold_out import hold_out
 from tasks.suspect import suspect
 from tasks.validate import validate
 from tasks.validate.expectations import _great_expectations
@@ -54,6 +54,7 @@ CELLS = (
     Cell("demo", "brick", "mpad", {"image_size": 64, "epochs": 1}, device="cpu"),
 )
 PART = Part(0, 4)
+STEPS = ("ingest", "prepare", "extract", "validate", "suspect", "search.hold_out", "evaluate")
 
 
 @dataclass
@@ -206,7 +207,7 @@ def test_all_that_runs_in_a_step_is_in_its_name(run: Run, copy: Path) -> None:
     ("module", "old", "new", "renamed"),
     [
         ("storage.masks", "else 127)", "else 200)", ("prepare", "extract", "fit padim", "evaluate padim")),
-        ("tasks.stored", "for name in ids]", "for name in ids][::-1]", ("extract", "fit padim", "evaluate padim")),
+        ("tasks.core.stored", "for name in ids]", "for name in ids][::-1]", ("extract", "fit padim", "evaluate padim")),
     ],
 )
 def test_masks_or_rows_that_are_read_otherwise_leave_no_figure_done(
@@ -236,7 +237,7 @@ def test_a_method_or_a_reader_renames_nothing_but_its_own() -> None:
     for own in methods:
         for step in ("tasks.fit", "tasks.calibrate", "tasks.predict"):
             assert modules_behind(step, own) & methods == {own}
-    for step in ("prepare", "extract", "validate", "suspect", "hold_out", "evaluate", "evaluate.count", "ingest"):
+    for step in (*STEPS, "evaluate.count"):
         assert not modules_behind(f"tasks.{step}") & {*methods, *DATASETS.values()}, step
     for reader in DATASETS.values():
         others = modules_behind("tasks.ingest", reader) & set(DATASETS.values()) - {reader}
@@ -281,5 +282,5 @@ def test_no_step_reads_a_file_of_a_package() -> None:
     others = {path for path in others if path.suffix not in (".py", ".pyc") and path.is_file()}
     assert {path.relative_to(ROOT).parts[:2] for path in others} == {("tasks", "report")}
     steps_of_reports = {module for module in FILES if module.startswith("tasks.report")}
-    for step in ("ingest", "prepare", "extract", "validate", "suspect", "hold_out", "fit", "evaluate", "demo_data"):
+    for step in (*STEPS, "fit", "demo_data"):
         assert not modules_behind(f"tasks.{step}") & steps_of_reports, step

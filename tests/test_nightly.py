@@ -15,11 +15,11 @@ from plant import NAME, Plant, listening
 
 import flows.alerts
 from flows.alerts import alert, one_at_a_time, tell
-from flows.runfile import DataSource, MethodRun
+from flows.runs.runfile import DataSource, MethodRun
 from storage.errors import StoreTooNew
 from storage.nights import read_decisions
 from storage.store import Store
-from tasks.gate import Gate
+from tasks.night.gate import Gate
 
 pytestmark = [
     pytest.mark.usefixtures("api"),

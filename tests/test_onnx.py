@@ -36,9 +36,9 @@ from al_models.types import ImageBatch, Prediction, Runtime
 from storage.models import Registry
 from storage.models.versions import HELD_OUT, REFERENCE, STATE, Calibration, Features, Lineage, ModelVersion
 from storage.store import Store
-from tasks.export_onnx import FILE, TOLERANCE, export_onnx
-from tasks.reference import LIGHT, Reference
-from tasks.stored import as_safetensors
+from tasks.core.stored import as_safetensors
+from tasks.serve.export_onnx import FILE, TOLERANCE, export_onnx
+from tasks.serve.reference import LIGHT, Reference
 
 BACKBONE = "resnet10t"
 LINE = "folder/line"
@@ -267,7 +267,7 @@ def written_once(line: Line, tmp_path_factory: pytest.TempPathFactory, monkeypat
             write_onnx(detector, held_out, kept, metadata)
         shutil.copy(kept, path)
 
-    monkeypatch.setattr("tasks.export_onnx.write_onnx", write)
+    monkeypatch.setattr("tasks.serve.export_onnx.write_onnx", write)
 
 
 @pytest.mark.usefixtures("written_once")

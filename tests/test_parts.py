@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_runs import PADIM, figures, manifests, of_step, run_file, run_flow
 
-import tasks.parts
-from flows.runfile import MethodRun
+import tasks.core.parts
+from flows.runs.runfile import MethodRun
 from storage.errors import NotInStore
 from storage.stacks import Stack
 from storage.store import Artifact, Store
+from tasks.core.parts import joined, parts_of
 from tasks.demo_data import make_demo_data
-from tasks.parts import joined, parts_of
 
 TRAINED = MethodRun(name="fastflow", params={"image_size": 64, "layers": [1, 2, 3], "flow_steps": 2, "epochs": 2})
 
@@ -27,7 +27,7 @@ def test_each_image_is_in_one_part(images: int) -> None:
     parts = parts_of(images)
     assert [row for part in parts for row in part.of(rows)] == (rows if parts else [])
     assert len(parts) != 1
-    assert bool(parts) == (images > tasks.parts.PART)
+    assert bool(parts) == (images > tasks.core.parts.PART)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_parts_give_the_same_bits_and_are_kept(
     make_demo_data(data, train=34, validation=3, good=19, defects_per_type=4, size=64)
     whole = run_flow(run_file(tmp_path / "whole", data, PADIM, TRAINED))
 
-    monkeypatch.setattr(tasks.parts, "PART", 16)
+    monkeypatch.setattr(tasks.core.parts, "PART", 16)
     split = run_flow(run_file(tmp_path / "split", data, PADIM, TRAINED), "dask", workers=2)
     assert split.state.is_completed()
     assert "Dask at http://127.0.0.1:" in capsys.readouterr().err

@@ -12,10 +12,10 @@ from sweep_runs import PADIM, PATCHCORE, manifests, run_file, run_flow
 from al_models.parts.backbone import Backbone, feature_shapes
 from al_models.types import FeatureSpec
 from flows.plan import Rates, plan
-from flows.runfile import DataSource, MethodRun, RunFile, SearchRun, to_toml
+from flows.runs.runfile import DataSource, MethodRun, RunFile, SearchRun, to_toml
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.stored import StoredCheckpoints
+from tasks.core.stored import StoredCheckpoints
 
 ALL = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
 LIMITS: tuple[dict[str, float], ...] = ({}, {"max_minutes": 10})

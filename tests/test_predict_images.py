@@ -34,17 +34,17 @@ from storage.settled import Settled
 from storage.stacks import Stack
 from storage.store import Store
 from tasks.calibrate import calibrate
-from tasks.compute import detector_of
+from tasks.core.compute import detector_of
+from tasks.core.handles import Cell
 from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fit import fit
-from tasks.handles import Cell
 from tasks.ingest import ingest
-from tasks.inspect_images import JOURNAL, Inspection
 from tasks.predict import predict, read_scores
 from tasks.prepare import prepare
-from tasks.register import LoadedVersion, load_version, register
-from tasks.summarise import Summary, summarise
+from tasks.serve.inspect_images import JOURNAL, Inspection
+from tasks.serve.register import LoadedVersion, load_version, register
+from tasks.serve.summarise import Summary, summarise
 from tasks.validate import validate
 
 MODEL = "mvtec_ad/brick"
@@ -417,7 +417,9 @@ def _judge_and_die(store: str, model: str, out: str, paths: list[str], at: int |
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_anywhere_it_leaves_no_gap_and_no_double(known: Known, test_images: list[str], tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.inspect_images", "al_models.parts.backbone", "al_models.embedding.padim"])
+    context.set_forkserver_preload(
+        ["tasks.serve.inspect_images", "al_models.parts.backbone", "al_models.embedding.padim"]
+    )
     arguments = (known.store.url, MODEL, str(tmp_path), test_images)
     codes, counts = [], []
     for at in (3, 7, 8, None):  # at a file, at lines that are written and not synced, at a file of a second batch

@@ -13,10 +13,10 @@ from PIL import Image
 from storage.models.versions import ModelVersion
 from storage.nights import Decision
 from storage.store import Store
-from tasks.handles import Prepared
+from tasks.core.handles import Prepared
 from tasks.ingest import ingest
-from tasks.judge import open_image
 from tasks.prepare import pixels_series, prepare, white_of
+from tasks.serve.judge import open_image
 from tasks.validate import findings, validate
 
 pytestmark = pytest.mark.usefixtures("api")
@@ -104,7 +104,7 @@ def test_new_images_are_read_in_the_range_of_the_version(tmp_path: Path) -> None
 
 
 def test_a_night_tells_of_another_range() -> None:
-    from tasks.challenge import _another_range
+    from tasks.night.challenge import _another_range
 
     class Version(ModelVersion):
         def __init__(self, number: int, white: float | None) -> None:

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from flows.runfile import DataSource, NightlyRun
+from flows.runs.runfile import DataSource, NightlyRun
 from storage.store import Artifact, Store
-from tasks.compute import detector_of, inputs_of
+from tasks.core.compute import detector_of, inputs_of
+from tasks.core.handles import Cell, Validated
+from tasks.core.stored import StoredSource
 from tasks.demo_data import make_demo_data
 from tasks.extract import extract
 from tasks.fit import fit, load_model
-from tasks.handles import Cell, Validated
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.stored import StoredSource
 from tasks.validate import validate
 
 PADIM = Cell("mvtec_ad", "brick", "padim", {"image_size": 64, "channels": 10}, device="cpu", update=True)

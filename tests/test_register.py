@@ -23,18 +23,18 @@ from storage.models.versions import HELD_OUT, REFERENCE, STATE
 from storage.records import RunRecord, write_record
 from storage.store import Store
 from tasks.calibrate import calibrate, held_out_pixels
-from tasks.compute import detector_of
+from tasks.core.compute import detector_of
+from tasks.core.failure import record_failure
+from tasks.core.handles import Cell, Validated
+from tasks.core.stored import accepted_samples
 from tasks.evaluate import evaluate
-from tasks.export_onnx import stored_images
 from tasks.extract import extract
-from tasks.failure import record_failure
 from tasks.fit import fit, load_model, source_for
-from tasks.handles import Cell, Validated
 from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.register import load_version, register
-from tasks.stored import accepted_samples
+from tasks.serve.export_onnx import stored_images
+from tasks.serve.register import load_version, register
 from tasks.validate import validate
 
 BRICK = "mvtec_ad/brick"
@@ -176,7 +176,7 @@ def test_a_failed_cell_is_refused(ours: Finished) -> None:
 
 def test_other_weights_than_it_was_fitted_with_are_refused(ours: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     label = kept(ours)
-    monkeypatch.setattr("tasks.register.weights_fingerprint", lambda spec: "others")
+    monkeypatch.setattr("tasks.serve.register.weights_fingerprint", lambda spec: "others")
     with pytest.raises(WeightsUnavailable, match=r"tf_efficientnet_lite0 has others here; install those it was fitted"):
         load_version(ours.store, label)
 

@@ -25,12 +25,16 @@ from storage.errors import Damaged
 from storage.nights import Decision, write_decision
 from storage.records import RunRecord, read_records, write_record
 from storage.store import Store
-from tasks.handles import Category
-from tasks.report import Judged, costs, evaluation, export, heat, pictures, report, tables, thresholds, verdicts
-from tasks.report.answer import headline
-from tasks.report.heat import Scale
-from tasks.report.pictures import sample_picture
-from tasks.report.variants import variants_of
+from tasks.compare import costs, tables
+from tasks.compare.answer import headline
+from tasks.compare.variants import variants_of
+from tasks.core import heat
+from tasks.core.handles import Category
+from tasks.core.heat import Scale
+from tasks.report.benchmark import by_category, evaluation, export, pictures, thresholds, verdicts
+from tasks.report.benchmark.pictures import sample_picture
+from tasks.report.benchmark.report import report
+from tasks.report.data.report import Judged
 
 SIDE = 32
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
@@ -311,10 +315,10 @@ def test_the_data_page_shows_the_verdicts_given_and_those_of_the_cells(store: St
 def test_published_figures_stand_beside_ours_and_only_on_their_data(store: Store, tmp_path: Path) -> None:
     shown = Page(made(store, tmp_path)).text
     assert "padim, published, full data, other backbones" in shown
-    rows = {row.variant.name: row for row in tables.per_category([record("padim", "grid")], "pixel_auroc")}
+    rows = {row.variant.name: row for row in by_category.per_category([record("padim", "grid")], "pixel_auroc")}
     assert rows["padim"].published == [97.3]
     assert rows["padim"].published_all == 97.5
-    (own,) = tables.per_category([record("padim", "grid", dataset="folder")], "pixel_auroc")
+    (own,) = by_category.per_category([record("padim", "grid", dataset="folder")], "pixel_auroc")
     assert not own.has_published
 
 
@@ -542,9 +546,9 @@ def test_intervals_stand_beside_the_figures(tmp_path: Path) -> None:
 def test_with_several_seeds_their_spread_stands_in_place_of_an_interval() -> None:
     ends = {"pro": {"low": 0.6, "high": 0.9, "note": None}}
     cells = [record("ae_ssim", "grid", seed=s, metrics={"pro": p}, intervals=ends) for s, p in enumerate((0.7, 0.9))]
-    (row,) = tables.per_category(cells, "pro")
+    (row,) = by_category.per_category(cells, "pro")
     assert row.intervals == [None]
-    (row,) = tables.per_category(cells[:1], "pro")
+    (row,) = by_category.per_category(cells[:1], "pro")
     assert row.intervals == [ends["pro"]]
 
 

@@ -15,14 +15,15 @@ from al_models.metrics import Ranking, Replicates, compare, rank_methods
 from al_models.metrics.bootstrap import image_replicates
 from storage.records import RunRecord, read_records, write_record
 from storage.store import Store
+from tasks.compare import comparison
+from tasks.compare.across import Across, layout, over_categories
+from tasks.compare.answer import headline, listed
+from tasks.compare.comparison import BETTER, EQUAL, UNKNOWN, WORSE, Contest, Difference, contest, holm, overall
+from tasks.compare.tables import ranking
+from tasks.compare.variants import Variant, variants_of
 from tasks.evaluate.uncertainty import write_replicates
-from tasks.report import comparison, report
-from tasks.report.across import Across, layout, over_categories
-from tasks.report.answer import headline, listed
-from tasks.report.comparison import BETTER, EQUAL, UNKNOWN, WORSE, Contest, Difference, contest, holm, overall
+from tasks.report.benchmark.report import report
 from tasks.report.page import environment
-from tasks.report.tables import ranking
-from tasks.report.variants import Variant, variants_of
 
 GRID = ("mvtec_ad", "grid")
 ROOM = 5.2

@@ -17,10 +17,10 @@ from test_report import Page, put
 
 from storage.datasets import published_counts
 from storage.store import Store
-from tasks.handles import Category
+from tasks.core.handles import Category
 from tasks.ingest import ingest
 from tasks.prepare import COLUMNS, prepare
-from tasks.report import Judged, data_report, write_data_page
+from tasks.report.data.report import Judged, data_report, write_data_page
 from tasks.report.distributions import distribution, sizes, ticks
 from tasks.report.page import environment
 from tasks.validate import FINDINGS, CategoryStopped, validate, verdict_key

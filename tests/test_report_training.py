@@ -11,8 +11,8 @@ from al_models.checks import check_images
 from al_models.generative.fastflow import Fastflow
 from storage.records import RunRecord
 from tasks.fit import _LOOKS, _losses
+from tasks.report.benchmark.training import loss_picture, losses_of
 from tasks.report.page import environment
-from tasks.report.training import loss_picture, losses_of
 
 
 def record(*losses):

@@ -12,13 +12,13 @@ from conftest import Command
 from plant import NAME, Plant
 
 from al_models.drift import Change
-from flows.runfile import MethodRun
+from flows.runs.runfile import MethodRun
 from storage.held import HeldImage, NotHeld, meant, read_held, say, write_held
 from storage.nights import Decision, write_decision
 from storage.store import Store
-from tasks.decide import Intake, Judgement, Promise, costs, decide, new_images
-from tasks.gate import Gate
-from tasks.pace import paces
+from tasks.core.pace import paces
+from tasks.night.decide import Intake, Judgement, Promise, costs, decide, new_images
+from tasks.night.gate import Gate
 
 GATE = Gate()
 PROMISE = Promise(rate=0.05, held_out=22, threshold=0.5, good=20, rejected=1)

@@ -21,21 +21,21 @@ from sweep_runs import manifests, record_files, run_file
 
 from al_models.parts.images import decode
 from al_models.registry import create
-from flows.runfile import MethodRun, RunFile, read_run_file, to_toml
-from flows.runners import runner_for
+from flows.runs.runfile import MethodRun, RunFile, read_run_file, to_toml
+from flows.runs.search import SearchRun
 from flows.search import Outcome, search
-from flows.searchrun import SearchRun
+from flows.where.runners import runner_for
 from storage.errors import DatasetError
 from storage.records import RunRecord, read_records
 from storage.samples import Sample, content_hash, sample_id
 from storage.store import Store
-from tasks.handles import Cell, Validated
-from tasks.hold_out import KINDS, RULES, Reader, hold_out, split_of
+from tasks.core.handles import Cell, Validated
+from tasks.core.policy import Policy
+from tasks.core.stored import accepted_samples
 from tasks.ingest import ingest
-from tasks.policy import Policy
 from tasks.prepare import prepare
-from tasks.stored import accepted_samples
-from tasks.trials import Interval, Rung, Score, Trial, distinct, draws, grid, ladder, score, survivors, winner
+from tasks.search.hold_out import KINDS, RULES, Reader, hold_out, split_of
+from tasks.search.trials import Interval, Rung, Score, Trial, distinct, draws, grid, ladder, score, survivors, winner
 from tasks.validate import validate
 
 # Prefect leaves sockets and loops to the garbage collector when a client ends.

@@ -31,15 +31,15 @@ from PIL import Image
 
 from al_models.errors import InvalidInput
 from al_models.registry import create
-from flows import server
 from flows.benchmark import benchmark
-from flows.cluster import LocalCluster
 from flows.ingest import ingest as ingest_flow
 from flows.nightly import nightly
 from flows.predict import predict
 from flows.report import report as report_flow
-from flows.runfile import DataSource, MethodRun, RunFile, RunFileError, read_run_file
+from flows.runs.runfile import DataSource, MethodRun, RunFile, RunFileError, read_run_file
 from flows.search import search
+from flows.where import server
+from flows.where.cluster import LocalCluster
 from storage import files
 from storage.datasets import list_samples
 from storage.errors import HoldsPassword, NotInStore
@@ -50,8 +50,8 @@ from storage.stacks import Stack
 from storage.store import Store
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.report import render
-from tasks.report.nights import nights_report
+from tasks.report.benchmark.report import render
+from tasks.report.nights.report import nights_report
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "al_models", "storage")

@@ -19,11 +19,11 @@ import psutil
 import pytest
 from conftest import alone, answers, ask, eventually, free_port, stop
 
-from flows import server
+from flows.where import server
 
 COMMAND = """
 import sys
-from flows import server
+from flows.where import server
 with server.connected(int(sys.argv[1])) as url:
     server.wait_for(url)
     print(url, flush=True)

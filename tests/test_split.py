@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from storage.samples import Sample
-from tasks.split import HELD_OUT, fit_and_calibration, with_new_images
+from tasks.core.split import HELD_OUT, fit_and_calibration, with_new_images
 
 names = st.text("0123456789abcdef", min_size=4, max_size=8)
 trains = st.sets(names, min_size=2, max_size=60).map(sorted)

@@ -16,8 +16,8 @@ import pytest
 from al_models.errors import InvalidInput, WeightsUnavailable
 from storage.errors import NotInStore
 from storage.store import Draft, Store
-from tasks import steps
-from tasks.steps import code_fingerprint, measured, retry_passing, run_step, step_key
+from tasks.core import steps
+from tasks.core.steps import code_fingerprint, measured, retry_passing, run_step, step_key
 
 # the name of code
 
@@ -51,12 +51,12 @@ class Method:
     "storage/store.py": "CHUNK = 16\n",
     "storage/records.py": "FORMAT = 1\n",
     "tasks/near.py": "NEAR = 1\n",
-    "tasks/steps.py": "from storage.store import CHUNK\n",
+    "tasks/core/steps.py": "from storage.store import CHUNK\n",
     "tasks/step.py": """from al_models.registry import create
 from storage import masks
 from storage.records import FORMAT
 from storage.shapes import area
-from tasks.steps import CHUNK
+from tasks.core.steps import CHUNK
 
 from .near import NEAR
 
@@ -114,7 +114,7 @@ def edit(path: Path, old: str, new: str) -> None:
         ("al_models/registry.py", "'a': 1", "'a': 1, 'b': 2", False),
         ("al_models/other.py", "1", "2", False),
         ("storage/records.py", "1", "2", False),
-        ("tasks/steps.py", "import CHUNK", "import CHUNK as SIZE", False),
+        ("tasks/core/steps.py", "import CHUNK", "import CHUNK as SIZE", False),
         ("storage/store.py", "16", "32", False),
         ("flows/order.py", "run", "walk", False),
         ("al_models/parts/block.py", "  # why: because", "", False),

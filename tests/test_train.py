@@ -18,7 +18,7 @@ from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import Phase, TrainPlan, Turn, hold_out, in_hours, rate, seeded, train, whole_seconds
 from al_models.types import Runtime
 from storage.store import Store
-from tasks.stored import StoredCheckpoints
+from tasks.core.stored import StoredCheckpoints
 
 
 class Killed(Exception):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import tasks.report.nights
+import tasks.report.nights.report
 from storage.nights import Decision, Looks, read_decisions, write_decision
 from storage.store import Store
-from tasks.report.nights import nights_report
-from tasks.report.trends import trends_of
+from tasks.report.nights.report import nights_report
+from tasks.report.nights.trends import trends_of
 
 METRICS = [("pro", "PRO")]
 BEFORE = {"score": [1.0, 2.0, 3.0], "brightness": [99.0, 100.0, 101.0]}
@@ -86,7 +86,7 @@ def test_the_page_has_every_model_of_the_store_the_latest_night_first(tmp_path: 
 
 
 def test_of_many_models_the_page_shows_fewer_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.report.nights, "_IN_ALL", 20)
+    monkeypatch.setattr(tasks.report.nights.report, "_IN_ALL", 20)
     store = Store(str(tmp_path))
     for model in ("a", "b"):
         for day in range(1, 13):

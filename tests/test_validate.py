@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from storage.errors import NotInStore
 from storage.samples import Sample, from_parquet, to_parquet
 from storage.store import Store
-from tasks.handles import Category, Prepared
+from tasks.core.handles import Category, Prepared
+from tasks.core.policy import DEFAULTS, Policy
 from tasks.ingest import ingest
-from tasks.policy import DEFAULTS, Policy
 from tasks.prepare import COLUMNS, prepare
 from tasks.validate import FINDINGS, CategoryStopped, build_data_docs, copies, findings, validate, verdict_key
 from tasks.validate.copies import distance_limit, nearly_same, unpack

@@ -22,18 +22,18 @@ from al_models.parts.frame import RIM
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
-from tasks.compute import detector_of
+from tasks.core.compute import detector_of
+from tasks.core.handles import Cell, Validated
+from tasks.core.parts import joined
+from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.stored import accepted_samples, files_left_out
 from tasks.evaluate.count import counted_parts, promised_alarms
 from tasks.evaluate.pixels import CountedPixels, boundaries_at, count_pixels
 from tasks.evaluate.thresholds import Scored, alarms_of, asked_rates, kept_promises
 from tasks.evaluate.truth import Truths
 from tasks.evaluate.uncertainty import intervals_of, replicates_of, write_replicates
 from tasks.fit import method_code
-from tasks.handles import Cell, Validated
-from tasks.parts import joined
 from tasks.predict import read_scores
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import accepted_samples, files_left_out
 
 _ENOUGH_PEAKS = 10
 """Held-out good images from which on it is told where they score highest."""

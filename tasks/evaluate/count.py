@@ -16,13 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from al_models.metrics import ImageCounts, RegionCounts
 from al_models.registry import detector_class
 from storage.store import Draft, Store
+from tasks.core.handles import Cell, Validated
+from tasks.core.parts import Part
+from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.stored import accepted_samples
 from tasks.evaluate.pixels import CountedPixels, count_pixels
 from tasks.evaluate.thresholds import PROMISED_ALARMS
 from tasks.evaluate.truth import Truths
-from tasks.handles import Cell, Validated
-from tasks.parts import Part
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
-from tasks.stored import accepted_samples
 
 _OF_REGIONS = ("keys", "anomalous", "overlap", "n_regions")
 

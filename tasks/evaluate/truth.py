@@ -17,7 +17,7 @@ from storage.masks import read_mask, read_regions
 from storage.points import measured_pixels
 from storage.samples import Sample
 from storage.store import Store
-from tasks.handles import Validated
+from tasks.core.handles import Validated
 
 
 @dataclass(frozen=True, eq=False)

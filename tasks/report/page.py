@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.report.tables import percent
+from tasks.compare.tables import percent
 
 
 @cache

@@ -22,9 +22,9 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets import published_counts
 from storage.samples import Sample, fingerprint, from_parquet, to_parquet
 from storage.store import Draft, Store
-from tasks.handles import Category, Prepared, Validated
-from tasks.policy import DEFAULT_POLICY, Policy
-from tasks.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.handles import Category, Prepared, Validated
+from tasks.core.policy import DEFAULT_POLICY, Policy
+from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
 from tasks.validate.expectations import Outcome, ask, write_docs
 from tasks.validate.rules import Rule, counts_table, enough_training_images, reasons, rules_for, with_comparisons
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from tasks.policy import Policy, Severity
+from tasks.core.policy import Policy, Severity
 from tasks.validate.copies import BITS, nearly_same, same_content, same_part
 
 _MEASURES = {

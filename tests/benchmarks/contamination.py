@@ -29,10 +29,10 @@ from al_models.types import FeatureSpec, ImageBatch, ImageSource
 from storage.masks import read_mask
 from storage.samples import Sample
 from storage.store import Store
+from tasks.core.stored import StoredSource, accepted_samples
 from tasks.extract import extract
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.stored import StoredSource, accepted_samples
 from tasks.validate import validate
 
 Compare = Callable[["Images"], Unlikeness]

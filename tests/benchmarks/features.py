@@ -29,7 +29,7 @@ from storage.datasets import list_samples
 from storage.files import read_image
 from storage.masks import read_mask
 from storage.samples import Sample
-from tasks.split import fit_and_calibration
+from tasks.core.split import fit_and_calibration
 
 ALL = (1, 2, 3)
 VARIANTS = {

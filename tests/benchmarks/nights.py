@@ -23,7 +23,7 @@ from typing import Any
 
 from sweeps import own_server
 
-from flows.runfile import DataSource, MethodRun, NightlyRun, to_toml
+from flows.runs.runfile import DataSource, MethodRun, NightlyRun, to_toml
 from storage.nights import Decision, read_decisions
 from storage.records import read_record
 from storage.store import Store
@@ -92,7 +92,7 @@ def _run(given: argparse.Namespace, folder: Path, store: str, data: str) -> Nigh
 def _timed(run: NightlyRun) -> tuple[float, float]:
     """Seconds by the clock, and of the processor."""
     from flows.nightly import nightly  # Prefect reads its settings when it is imported: the server is there by now
-    from flows.runners import runner_for
+    from flows.where.runners import runner_for
 
     began, used = time.perf_counter(), time.process_time()
     state: Any = nightly.with_options(task_runner=runner_for(run))(run, return_state=True)

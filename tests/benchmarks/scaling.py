@@ -58,10 +58,10 @@ def alone(given: argparse.Namespace, store: str, method: str, share: int) -> tup
 def fitted(given: argparse.Namespace, store: str, method: str, share: int) -> tuple[int, float, float]:
     """Images, seconds and MiB of one fit."""
     from al_models import Runtime, create
+    from tasks.core.stored import StoredSource, accepted_samples
     from tasks.extract import extract
     from tasks.ingest import ingest
     from tasks.prepare import prepare
-    from tasks.stored import StoredSource, accepted_samples
     from tasks.validate import validate
 
     detector = create(method, **METHODS[method])

@@ -34,8 +34,8 @@ from typing import Any
 import compare_anomalib
 import psutil
 
-from flows import server
-from flows.runfile import DataSource, MethodRun, RunFile
+from flows.runs.runfile import DataSource, MethodRun, RunFile
+from flows.where import server
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.demo_data import make_demo_data
@@ -191,7 +191,7 @@ def bare_steps(run: RunFile) -> tuple[float, dict[str, RunRecord]]:
     """Seconds of the bare functions, one after the other, and their records."""
     from flows.category import listed
     from tasks.calibrate import calibrate
-    from tasks.compute import inputs_of
+    from tasks.core.compute import inputs_of
     from tasks.evaluate import evaluate
     from tasks.extract import extract
     from tasks.fit import fit
@@ -252,7 +252,7 @@ def run_file(
 def timed(run: RunFile) -> tuple[float, list[RunRecord]]:
     """Seconds of the flow, start of the cluster and report included, and its records."""
     from flows.benchmark import Outcome, benchmark  # reads the address of the server when it is imported
-    from flows.runners import runner_for
+    from flows.where.runners import runner_for
 
     begun = time.perf_counter()
     state = benchmark.with_options(task_runner=runner_for(run))(run, return_state=True)

@@ -28,7 +28,7 @@ from trained import Stored, _class, value_of
 from al_models import Runtime
 from al_models.metrics import PixelCounts, image_metrics
 from al_models.parts.defects import cut_paste, perlin_composite, scar, scratch, stain
-from tasks.split import fit_and_calibration
+from tasks.core.split import fit_and_calibration
 
 SIZE = 256
 FRAME = 16

@@ -27,11 +27,11 @@ from al_models.parts.backbone import cached_backbone, standardised, untrained
 from al_models.parts.images import load_images
 from al_models.types import FeatureSpec
 from storage.store import Store
+from tasks.core.handles import Validated
+from tasks.core.stored import StoredSource, accepted_samples
 from tasks.extract import CHUNK, extract
-from tasks.handles import Validated
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.stored import StoredSource, accepted_samples
 from tasks.validate import validate
 
 SIZE, LARGE, ROUNDS = 256, 1024, 3

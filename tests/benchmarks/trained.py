@@ -31,7 +31,7 @@ from al_models.metrics import PixelCounts, image_metrics
 from al_models.parts.backbone import cached_backbone
 from al_models.registry import METHODS, detector_class
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction
-from tasks.split import fit_and_calibration
+from tasks.core.split import fit_and_calibration
 
 
 class Stored(ImageSource):

@@ -24,7 +24,7 @@ import pandas as pd
 
 from storage.samples import Sample, fingerprint, from_parquet, to_parquet
 from storage.store import Store
-from tasks.handles import Category, Prepared
+from tasks.core.handles import Category, Prepared
 from tasks.prepare import COLUMNS
 
 DATASET, CATEGORY, IMAGES = "mvtec_ad", "grid", "images/mvtec_ad/grid/drawn"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from al_models import Runtime, create
 from al_models.parts import epochs
+from tasks.core.stored import StoredSource, accepted_samples
 from tasks.extract import extract
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.stored import StoredSource, accepted_samples
 from tasks.validate import validate
 
 

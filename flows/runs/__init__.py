@@ -1,0 +1,1 @@
+"""What to run: the models that run files, options and the forms of the Prefect UI share."""

@@ -1,0 +1,1 @@
+"""Where a flow runs: runners, cluster, the local server, and watching it."""

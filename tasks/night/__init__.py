@@ -1,0 +1,1 @@
+"""Verbs of a night: screen what is new, prove a challenger, decide."""

@@ -1,0 +1,1 @@
+"""The page of a comparison: tables, pictures, CSV and Markdown."""

@@ -1,0 +1,1 @@
+"""The page of the nights: decisions, and how the new images looked."""

@@ -1,0 +1,1 @@
+"""What the survey prints, as CSV files."""

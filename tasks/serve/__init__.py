@@ -1,0 +1,1 @@
+"""Verbs of a model in use: keep it as a version, judge images with it, hand it on."""
