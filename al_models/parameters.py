@@ -7,10 +7,14 @@ says by `Detector.conflict`.
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from inspect import get_annotations
+from itertools import pairwise
+from textwrap import dedent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +40,17 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 Layers = Annotated[tuple[NonNegativeInt, ...], MinLen(1)]
 """Layers of a backbone, counted from 0; at least one."""
 
+SHARED = {
+    "backbone": "A timm model, whose features are read.",
+    "batch_size": "Images that a step learns from.",
+    "learning_rate": "The highest of the schedule.",
+    "layers": "Layers that are read: stages of a CNN (1, 2, 3 = every 4th, 8th, 16th pixel), blocks of a transformer.",
+    "sigma": "Standard deviation of the Gaussian that smooths the map, in pixels; 0: none.",
+    "weight_decay": "Added to the gradient, or taken from the weights, as the optimiser does.",
+    "weights": "Path of the backbone's weights (.safetensors, .pth); none: its own pretrained ones.",
+}
+"""What parameters of many methods mean, where a method says no more."""
+
 _PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
 _MANY = {int: "whole numbers", float: "finite numbers", bool: "true or false each", str: "texts"}
 
@@ -54,6 +69,57 @@ def checked(method: str, cls: type[Any], given: Mapping[str, Any]) -> dict[str, 
     return values
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a method, as people read it."""
+
+    name: str
+    default: Any
+    allowed: str
+    """In words: `a whole number of at least 1`."""
+    meaning: str
+    """Its docstring, in one line; empty where it has none."""
+
+
+def declared(cls: type[Any]) -> list[Parameter]:
+    """The parameters of a method's class, its own before those of its bases."""
+    meanings, annotations = dict[str, str](), _annotations(cls)
+    for base in reversed(cls.__mro__[:-1]):  # the nearest class has the last word
+        meanings |= _docstrings(base)
+    own = get_annotations(cls)
+    ordered = sorted(fields(cls), key=lambda field: field.name not in own)
+    return [
+        Parameter(
+            field.name,
+            list(field.default) if isinstance(field.default, tuple) else field.default,
+            words(annotations[field.name][-1]) + (", or none" if _optional(annotations[field.name][-1]) else ""),
+            meanings.get(field.name) or SHARED.get(field.name, ""),
+        )
+        for field in ordered
+    ]
+
+
+def _docstrings(cls: type[Any]) -> dict[str, str]:
+    """Name of a field -> the string that follows it in the class's source, in one line."""
+    (body,) = ast.parse(dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _optional(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _optional(get_args(annotation)[0])
+    return get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation)
+
+
 def _plain(value: Any) -> Any:
     """TOML and JSON have lists only, and a number of numpy is a number."""
     if isinstance(value, list | tuple):
@@ -65,7 +131,7 @@ def _problem(cls: type[Any], field: Field[Any], value: Any) -> str | None:
     """What is wrong with a value; None for one that is right."""
     from pydantic import ValidationError
 
-    for annotation, adapter in _declared(cls)[field.name]:
+    for annotation, adapter in _judges(cls)[field.name]:
         try:
             adapter.validate_python(value)
         except ValidationError:
@@ -75,18 +141,25 @@ def _problem(cls: type[Any], field: Field[Any], value: Any) -> str | None:
 
 
 @cache
-def _declared(cls: type[Any]) -> dict[str, list[tuple[Any, TypeAdapter[Any]]]]:
+def _judges(cls: type[Any]) -> dict[str, list[tuple[Any, TypeAdapter[Any]]]]:
     """Field -> its annotations, and what judges by each: strict, so that a text is no number and true no 1. A class
     that declares a field anew, for another default, keeps the bounds of its base."""
     from pydantic import ConfigDict, TypeAdapter  # a tenth of a second, which the list of methods can save
 
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    found: dict[str, list[tuple[Any, TypeAdapter[Any]]]] = {field.name: [] for field in fields(cls)}
+    return {
+        name: [(annotation, TypeAdapter(annotation, config=config)) for annotation in annotations]
+        for name, annotations in _annotations(cls).items()
+    }
+
+
+def _annotations(cls: type[Any]) -> dict[str, list[Any]]:
+    """Field -> its annotations, that of the nearest class first."""
+    names = {field.name: list[Any]() for field in fields(cls)}
     for base in cls.__mro__:
-        for name in found.keys() & get_annotations(base).keys():
-            annotation = get_type_hints(base, include_extras=True)[name]
-            found[name].append((annotation, TypeAdapter(annotation, config=config)))
-    return found
+        for name in names.keys() & get_annotations(base).keys():
+            names[name].append(get_type_hints(base, include_extras=True)[name])
+    return names
 
 
 def _hint(field: Field[Any], value: Any) -> str:

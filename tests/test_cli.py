@@ -8,15 +8,18 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from conftest import AL, Command
 
 from al_models.registry import METHODS
 from flows.benchmark import Outcome
-from flows.cli import terminal
+from flows.cli import GROUPS, app, terminal
 from flows.cli.outcomes import show
 from flows.runs.runfile import IngestRun, RunFileError
 from storage.datasets import DATASETS
@@ -56,6 +59,47 @@ def one_line(err: str) -> str:
 
 
 # answers
+
+
+def every_command(command: click.Command, name: str = "al") -> Iterator[tuple[str, click.Command]]:
+    """Each command below a group, with what is typed for it."""
+    yield name, command
+    for below, one in getattr(command, "commands", {}).items():
+        yield from every_command(one, f"{name} {below}")
+
+
+def test_no_help_text_has_brackets_which_rich_would_swallow() -> None:
+    swallowed = []
+    for name, command in every_command(typer.main.get_command(app)):
+        texts = [command.help or "", *(getattr(param, "help", None) or "" for param in command.params)]
+        swallowed += [(name, text) for text in texts if re.search(r"\[\w", text)]
+    assert swallowed == []
+
+
+def test_every_command_stands_in_a_group() -> None:
+    listed = [name for commands in GROUPS.values() for name in commands]
+    assert sorted(listed) == sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_a_method_is_shown_with_its_idea_and_parameters(al: Command) -> None:
+    code, out, _ = al("methods", "show", "padim")
+    assert code == 0
+    assert "PaDiM: a Patch Distribution Modeling Framework" in out
+    line = next(line for line in out.splitlines() if line.startswith("channels "))
+    assert re.match(r"channels +100 +a whole number of", line)
+    code, _, err = al("methods", "show", "patchcor")
+    assert code == 2
+    assert "did you mean patchcore" in one_line(err)
+
+
+def test_a_parameter_of_another_type_ends_the_command_before_a_server_starts(al: Command, tmp_path: Path) -> None:
+    for plan in ([], ["--plan"]):
+        ended = al("benchmark", "--data", f"folder={tmp_path}", "--param", "padim.channels=abc", *plan)
+        assert ended.returncode == 2
+        assert "padim was given channels = 'abc', where a whole number of at least 1 is expected" in one_line(
+            ended.stderr
+        )
+        assert "watch at" not in ended.stderr
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:

@@ -19,7 +19,7 @@ from al_models import METHODS, create
 from al_models.checks import check_images, quick_detector
 from al_models.detector import Detector
 from al_models.errors import InvalidInput, UnknownName
-from al_models.parameters import words
+from al_models.parameters import declared, words
 from al_models.registry import detector_class
 
 FAMILIES = {"reconstruction", "generative", "embedding", "self_supervised", "one_class"}
@@ -168,6 +168,23 @@ def test_bad_parameters_are_refused_before_anything_is_read(method, params):
 def test_a_whole_number_passes_for_any_and_a_list_for_a_tuple(method, params):
     detector = create(method, **params)
     assert all(getattr(detector, name) == (tuple(v) if isinstance(v, list) else v) for name, v in params.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_parameter_is_told_in_words(method):
+    """Name, default, what is allowed and what it means, its own before those of its bases."""
+    cls = detector_class(method)
+    told = declared(cls)
+    assert {one.name: one.default for one in told} == cls().params()
+    assert [one.name for one in told if not one.meaning or not one.allowed] == []
+
+
+def test_a_parameter_is_told_as_its_nearest_class_declares_it():
+    told = {one.name: one for one in declared(detector_class("uninformed_students"))}
+    assert told["stride"].allowed == "1 or 2 or 4 or 8"
+    assert told["crop"].allowed == "a whole number of at least 1, or none"
+    assert told["patience"].default == 100
+    assert told["epochs"].meaning == "At most."
 
 
 def test_bounds_of_other_kinds_are_told_too():

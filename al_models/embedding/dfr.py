@@ -106,6 +106,7 @@ class Dfr(FeatureTrainedDetector):
     latent: PositiveInt | None = None
     """Channels of the bottleneck; None: as many as principal components hold the share `variance`."""
     variance: Annotated[float, Gt(0), Lt(1)] = 0.9
+    """Share of the features' variance that the bottleneck is to hold."""
     epochs: int = 700
     batch_size: int = 4
     learning_rate: float = 1e-4

@@ -197,7 +197,9 @@ class UninformedStudents(FeatureTrainedDetector):
     compactness: NonNegativeFloat = 1.0
     """Weight of the descriptors' correlation, against 1 of the distillation."""
     teacher_epochs: PositiveInt = 100
+    """Passes over the images in which distilled teachers learn."""
     teacher_learning_rate: PositiveFloat = 2e-4
+    """That of distilled teachers."""
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     batch_size: int = 1

@@ -153,9 +153,11 @@ class Utrad(FeatureTrainedDetector):
     dim: Annotated[int, Ge(8), MultipleOf(8)] = 128
     """Channels of a token."""
     heads: PositiveInt = 8
+    """Attention heads of a block."""
     depth: PositiveInt = 2
     """Encoder blocks, and decoder blocks, of a level."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Share of a block's activations that a training step leaves out."""
     tokens: Annotated[int, Ge(2)] = 32
     """At most so many positions a side; finer layers are averaged to them."""
     epochs: int = 150

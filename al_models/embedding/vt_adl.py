@@ -182,14 +182,19 @@ class VtAdl(TrainedDetector):
     dim: PositiveInt = 128
     """Channels of a code."""
     depth: PositiveInt = 6
+    """Transformer blocks."""
     heads: PositiveInt = 8
+    """Attention heads of a block."""
     hidden: PositiveInt = 256
     """Channels between the two layers of a block."""
     gaussians: PositiveInt = 10
+    """Components of the mixture."""
     noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the codes while training."""
     mse_weight: NonNegativeFloat = 5.0
+    """Weight of the squared error, against 1 of the likelihood."""
     ssim_weight: NonNegativeFloat = 0.5
+    """Weight of 1 - SSIM."""
     epochs: int = 400
     batch_size: int = 8
     learning_rate: float = 1e-4

@@ -116,6 +116,7 @@ class CsFlow(FeatureTrainedDetector):
     scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0, 0.5, 0.25)
     """Shares of the image's size, each half of the one before."""
     blocks: PositiveInt = 4
+    """Coupling blocks, one after the other."""
     hidden: PositiveInt = 1024
     """Channels inside the subnets."""
     clamp: PositiveFloat = 3.0

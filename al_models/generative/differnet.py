@@ -152,6 +152,7 @@ class Differnet(TrainedDetector):
     scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0, 0.5, 0.25)
     """Shares of the image's size at which the backbone sees it."""
     blocks: PositiveInt = 8
+    """Coupling blocks, one after the other."""
     hidden: PositiveInt = 2048
     """Units of each hidden layer of the subnets."""
     clamp: PositiveFloat = 3.0

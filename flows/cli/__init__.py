@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,16 +28,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn what good looks like from good images alone; show, pixel by pixel, what is not.",
 )
-# In the order in which `al --help` lists them.
-for command in (predict, run.demo, run.benchmark, run.search, run.nightly, operate.alarms, run.ingest):
-    app.command()(command)
-for command in (look.methods, look.records):
-    app.command()(command)
-app.command("report")(run.report_command)
-app.command()(operate.serve)
-app.add_typer(look.datasets_app, name="datasets")
-app.add_typer(models_app, name="models")
-app.add_typer(nights_app, name="nights")
+# Group -> its commands, in the order in which `al --help` lists them.
+GROUPS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Run": {
+        "demo": run.demo,
+        "ingest": run.ingest,
+        "benchmark": run.benchmark,
+        "search": run.search,
+        "report": run.report_command,
+    },
+    "Models in use": {"models": models_app, "predict": predict, "nightly": run.nightly, "nights": nights_app},
+    "Look": {"methods": look.methods_app, "datasets": look.datasets_app, "records": look.records},
+    "Operate": {"serve": operate.serve, "alarms": operate.alarms},
+}
+for panel, commands in GROUPS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:

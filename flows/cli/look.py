@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.cli.terminal import StoreOption, console, percent
 from flows.where.store import opened
 
+methods_app = typer.Typer(add_completion=False)
 datasets_app = typer.Typer(add_completion=False)
 
 
-def methods() -> None:
-    """List the methods: family, paper."""
+@methods_app.callback(invoke_without_command=True)
+def methods(context: typer.Context) -> None:
+    """List the methods: family, paper. `al methods show NAME` tells a method's idea and parameters."""
     from al_models.registry import METHODS
 
+    if context.invoked_subcommand is not None:
+        return
     table = Table("method", "family", "paper", box=None)
     for name, row in METHODS.items():
         table.add_row(name, row.family, row.paper)
     console.print(table)
+
+
+@methods_app.command("show")
+def show_method(name: Annotated[str, typer.Argument(help="Name of the method.")]) -> None:
+    """Say what a method does, and list its parameters: defaults, what is allowed, what they mean."""
+    from al_models.parameters import declared
+    from al_models.registry import METHODS, detector_class
+
+    cls = detector_class(name)
+    about = (sys.modules[cls.__module__].__doc__ or "").strip()
+    console.print(f"{name} ({METHODS[name].family})\n\n{about}\n", highlight=False, soft_wrap=True)
+    wide = Column("what it is", ratio=1)
+    table = Table("parameter", Column("default", overflow="fold"), "allowed", wide, box=None, pad_edge=False)
+    for one in declared(cls):
+        default = "none" if one.default is None else json.dumps(one.default)
+        table.add_row(one.name, default, one.allowed, one.meaning)
+    console.print(table)
+    console.print(f"\nset one by: al benchmark ... --method {name} --param {name}.PARAMETER=VALUE", highlight=False)
 
 
 @datasets_app.callback(invoke_without_command=True)

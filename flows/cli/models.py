@@ -134,7 +134,7 @@ def export_model(
     """Copy a version into a folder: its arrays or model.onnx, version.json and MODEL_CARD.md.
 
     An ONNX file is checked with onnxruntime against the maps of `al predict`, on images of the run or those given with
-    --images, and only kept when they agree. It needs pip install 'anomaly-localization[onnx]'.
+    --images, and only kept when they agree. It needs the extra `onnx` of the package.
     """
     registry = _registry(store)
     if format == Format.onnx:

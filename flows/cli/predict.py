@@ -32,7 +32,7 @@ def predict(
         float | None, typer.Option(help="Look for new images every so many seconds, until Ctrl-C.")
     ] = None,
 ) -> None:
-    """Judge images with a registered model: score, decision, regions; which do not look like the model's at all."""
+    """Judge images with a version of a model: score, decision and regions of each, and which are out of its scope."""
     from pydantic import ValidationError
 
     from flows.runs.predict import PredictRun

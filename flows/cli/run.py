@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 ReportOption = Annotated[str, typer.Option(help="Folder the report is written to.")]
 
+# Options that a run file has, too: left out, the file's value counts, and without one the default that is shown.
+StoreInFile = Annotated[str | None, typer.Option(help="Folder or URL of the outputs.", show_default="al-store")]
+ReportInFile = Annotated[str | None, typer.Option(help="Folder of the report.", show_default="al-report")]
+DeviceInFile = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")]
+RunnerInFile = Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.", show_default="threads")]
+WorkersInFile = Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")]
+ThreadsInFile = Annotated[int | None, typer.Option(help="Cores that a step computes with.")]
+RehashInFile = Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")]
+CategoryOption = Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")]
+InspectOption = Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")]
+ReaderOption = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")]
+RuleOption = Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")]
+
 
 def demo(store: StoreOption = "al-demo/store", report: ReportOption = "al-demo/report") -> None:
     """Run the main job on a small data set made on the spot: textures with synthetic defects. About two minutes."""
@@ -32,21 +45,23 @@ def benchmark(
     data: Annotated[
         list[str] | None, typer.Option(help="DATASET=FOLDER, such as mvtec_ad=data/mvtec; folder:NAME=FOLDER names it.")
     ] = None,
-    category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
-    inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
-    rule: Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")] = None,
+    category: CategoryOption = None,
+    inspect: InspectOption = None,
+    option: ReaderOption = None,
+    rule: RuleOption = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="METHOD.OPTION=VALUE, the value as JSON.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="May be repeated; spread is reported.")] = None,
-    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
-    report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
-    false_reject_rate: Annotated[float | None, typer.Option(help="Asked of the threshold.  [default: 0.05]")] = None,
-    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
-    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
+    store: StoreInFile = None,
+    report: ReportInFile = None,
+    device: DeviceInFile = None,
+    false_reject_rate: Annotated[
+        float | None, typer.Option(help="Share of good parts that the threshold may reject.", show_default="0.05")
+    ] = None,
+    runner: RunnerInFile = None,
+    workers: WorkersInFile = None,
+    threads: ThreadsInFile = None,
+    rehash: RehashInFile = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be computed, and end.")] = False,
 ) -> None:
     """Compare methods on data sets: every method on every category, unless some are named."""
@@ -79,13 +94,13 @@ def benchmark(
 
 
 def search(
-    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) with a [search]; options given beside it win.")],
-    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
-    report: Annotated[str | None, typer.Option(help="Folder of what was chosen.  [default: al-report]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
-    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Steps at once, or Dask processes.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Cores that a step computes with.")] = None,
+    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) with a `search`; options given beside it win.")],
+    store: StoreInFile = None,
+    report: ReportInFile = None,
+    device: DeviceInFile = None,
+    runner: RunnerInFile = None,
+    workers: WorkersInFile = None,
+    threads: ThreadsInFile = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be tried, and end.")] = False,
 ) -> None:
     """Choose parameters of methods by synthetic defects in held-out good images; the test set chooses nothing."""
@@ -108,11 +123,11 @@ def search(
 
 def nightly(
     run_file: Annotated[Path, typer.Argument(help="Run file (TOML) of a night; options given beside it win.")],
-    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
-    report: Annotated[str | None, typer.Option(help="Folder of the page.  [default: al-report]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
-    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
-    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
+    store: StoreInFile = None,
+    report: ReportInFile = None,
+    device: DeviceInFile = None,
+    runner: RunnerInFile = None,
+    rehash: RehashInFile = None,
 ) -> None:
     """Refit each model on what is new and not rejected, prove it against the one in use, and promote it or not."""
     from flows.runs.runfile import NightlyRun, read_run_file
@@ -138,19 +153,19 @@ def nightly(
 def ingest(
     name: Annotated[str, typer.Argument(help="Data set (see `al datasets`), or a run file (TOML).")],
     root: Annotated[str | None, typer.Option(help="Its folder.")] = None,
-    category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
-    inspect: Annotated[str | None, typer.Option(help="Images to judge, for a plain folder of good images.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the data set's reader.")] = None,
-    rule: Annotated[list[str] | None, typer.Option(help="RULE=SEVERITY: reject, warn, stop or off.")] = None,
+    category: CategoryOption = None,
+    inspect: InspectOption = None,
+    option: ReaderOption = None,
+    rule: RuleOption = None,
     download: Annotated[bool | None, typer.Option("--download", help="Fetch it first, where that is offered.")] = None,
     data_docs: Annotated[
-        bool | None, typer.Option(help="Build Great Expectations' own pages, too.  [default: yes]")
+        bool | None, typer.Option(help="Build Great Expectations' own pages, too.", show_default="yes")
     ] = None,
-    store: Annotated[str | None, typer.Option(help="Folder or URL of the outputs.  [default: al-store]")] = None,
-    report: Annotated[str | None, typer.Option(help="Folder of the report.  [default: al-report]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.  [default: auto]")] = None,
-    runner: Annotated[str | None, typer.Option(help="threads, dask or tcp://SCHEDULER.  [default: threads]")] = None,
-    rehash: Annotated[bool | None, typer.Option("--rehash", help="Read every file again, changed or not.")] = None,
+    store: StoreInFile = None,
+    report: ReportInFile = None,
+    device: DeviceInFile = None,
+    runner: RunnerInFile = None,
+    rehash: RehashInFile = None,
 ) -> None:
     """Take a data set in and judge it: what is usable, what is wrong and why, on one page."""
     from flows.runs.runfile import IngestRun, RunFileError, read_run_file

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from al_models.errors import InvalidInput, unknown
-from al_models.registry import create
+from al_models.registry import METHODS, create
 from tasks.search.trials import Interval, Rung, Space, Trial, distinct, draws, grid, ladder
 
 
@@ -28,8 +28,11 @@ class Strict(BaseModel):
 class MethodRun(Strict):
     """A method and the parameters that differ from its paper's."""
 
-    name: str = Field(description="Name of the method: see `al methods`")
-    params: dict[str, Any] = Field(default_factory=dict, description="Parameters that differ from the paper's")
+    name: str = Field(description="Name of the method: see `al methods`", json_schema_extra={"enum": list(METHODS)})
+    params: dict[str, Any] = Field(
+        default_factory=dict,
+        description='What differs from the paper, as {"image_size": 384}; `al methods show NAME` lists all',
+    )
 
 
 class Range(Strict):
@@ -57,7 +60,7 @@ _Values = Annotated[
 class SearchRun(Strict):
     """Parameters of one method, chosen by synthetic defects in held-out good training images."""
 
-    method: str = Field(description="Name of the method: see `al methods`")
+    method: str = Field(description="Name of the method: see `al methods`", json_schema_extra={"enum": list(METHODS)})
     params: dict[str, _Values] = Field(
         min_length=1, description="Parameter -> a list of values, or {low, high, log} to draw from"
     )
