@@ -123,6 +123,10 @@ class Detector(ABC):
         """How a training went: (step, training loss, held-out loss or NaN) at each look; empty where there was none."""
         return []
 
+    def turn_losses(self) -> dict[str, list[float]]:
+        """Name of a turn of the training -> its own loss at each look of `curve`; empty unless several took turns."""
+        return {}
+
     def load_state(self, state: Mapping[str, np.ndarray]) -> Self:
         """Take back what `state` gave."""
         import torch

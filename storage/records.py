@@ -39,7 +39,10 @@ class RunRecord:
     facts: dict[str, float] = field(default_factory=dict)
     """Figures about what was learned, such as the size of a memory and the recall of its index."""
     losses: list[list[float | None]] = field(default_factory=list)
-    """Course of a training: step, training loss, loss on held-out good images (None where none were held out)."""
+    """Course of a training: step, training loss, loss on held-out good images (None where none were held out), and of
+    a training with several turns the loss of each of `turns` (None in phases without it)."""
+    turns: list[str] = field(default_factory=list)
+    """Who learned in turn, such as a generator and a discriminator; empty where one loss taught all."""
     updated_from: str | None = None
     """Key of the earlier model that learned the new images on top; None: all images were learned at once."""
     warnings: list[str] = field(default_factory=list)

@@ -196,12 +196,13 @@ def _fit(
         logger.warning("%s: %s", cell.name, warning)
     learned = {"method": cell.method, "params": detector.params(), "fitted_on": ids, "held_out": held_out}
     learned |= {"updated_from": base and base.key, "hardware": hardware_of(cell.device)}
-    return {**learned, "facts": detector.facts(), "losses": _losses(detector), "warnings": warnings}
+    course = {"losses": _losses(detector), "turns": list(detector.turn_losses())}
+    return {**learned, **course, "facts": detector.facts(), "warnings": warnings}
 
 
 def _losses(detector: Detector) -> list[list[float | None]]:
     """The course of a training as JSON can hold it; every look of a short one, some hundreds of a long one."""
-    curve = detector.curve()
+    curve = list(zip(*zip(*detector.curve(), strict=True), *detector.turn_losses().values(), strict=True))
     kept = curve[:: -(-len(curve) // _LOOKS)] if curve else []
     kept += curve[-1:] if curve and kept[-1] is not curve[-1] else []
     return [[step, *(loss if math.isfinite(loss) else None for loss in losses)] for step, *losses in kept]

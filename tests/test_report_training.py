@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ def test_a_fit_tells_its_losses_in_plain_numbers():
     assert all(isinstance(loss, float) and held is None for _, loss, held in found)
 
 
+def test_a_fit_tells_the_losses_of_its_turns():
+    detector = Fastflow()
+    detector.curve_ = np.float32([[5, 4, np.nan], [10, 3, np.nan]])
+    detector.critic_losses_, detector.encoder_losses_ = np.float32([1, np.nan]), np.float32([3, 2])
+    assert list(detector.turn_losses()) == ["critic", "encoder"]
+    assert _losses(detector) == [[5, 4.0, None, 1.0, 3.0], [10, 3.0, None, None, 2.0]]
+
+
 @pytest.mark.parametrize("looks", [1, _LOOKS, _LOOKS + 1, 5 * _LOOKS + 3])
 def test_a_long_training_is_told_in_few_points_with_its_last(looks):
     detector = Fastflow()
@@ -47,6 +56,24 @@ def test_the_chart_has_a_line_for_what_was_learned_and_one_for_what_was_held_out
     assert "training, from 4 to 2; held out, from 5 to 3" in both
     alone = chart.render(t=losses_of(record((5, 4.0, None), (10, 4.0, None))))
     assert alone.count("<path") == 1
+
+
+def test_turns_have_lines_of_their_own_where_they_take_part():
+    """A generator and its discriminator, then an encoder."""
+    looks = [(5, 4.0, None, 3.0, 1.0, None), (10, 3.0, None, 2.0, 1.0, None), (15, 7.0, None, None, None, 7.0)]
+    told = replace(record(*looks), turns=["generator", "discriminator", "encoder"])
+    losses = losses_of(told)
+    assert {name: len(points) for name, points in losses.lines.items()} == {
+        "training": 3,
+        "generator": 2,
+        "discriminator": 2,
+        "encoder": 1,
+    }
+    assert losses.lines["encoder"] == [(15.0, 7.0)]
+    assert len({losses.colour(name) for name in losses.lines}) == 4
+    chart = environment().from_string("{% import 'charts.html.j2' as charts %}{{ charts.losses(t) }}")
+    assert len(set(re.findall(r'class="line (turn\d)"', chart.render(t=losses)))) == 4
+    assert loss_picture(losses).size == (480, 220)
 
 
 @pytest.mark.parametrize("scale", [1e-7, 0.1, 1.0, 1e6])

@@ -280,6 +280,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
         facts=model.get("facts", {}),
         losses=model.get("losses", []),
+        turns=model.get("turns", []),
         updated_from=model.get("updated_from"),
         warnings=[*model.get("warnings", []), *_doubt_of_rim(found.meta["calibration"]["at_rim"])],
         fingerprints={

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from storage.records import RunRecord
 
-_COLOURS = {"training": (31, 95, 191), "held out": (192, 57, 43)}
+_COLOURS = ((31, 95, 191), (192, 57, 43), (47, 125, 80), (150, 90, 180), (200, 130, 20))
+"""Of the lines in turn: training, held out, and each turn of the training."""
 _WIDTH, _HEIGHT, _LEFT, _MARGIN = 480, 220, 64, 24
 
 
@@ -18,10 +19,19 @@ class Losses:
     """The lines of one training and the frame they fit in."""
 
     lines: dict[str, list[tuple[float, float]]]
-    """`training` and, where images were held out, `held out`: (step, loss)."""
+    """`training`, where images were held out `held out`, and each turn of several: (step, loss)."""
     steps: float
     low: float
     high: float
+
+    def place(self, name: str) -> int:
+        """Which of the colours a line has; that of held-out images is kept free where there are none."""
+        names = ["training", "held out", *(name for name in self.lines if name not in ("training", "held out"))]
+        return names.index(name) % len(_COLOURS)
+
+    def colour(self, name: str) -> tuple[int, int, int]:
+        """Red, green and blue of a line."""
+        return _COLOURS[self.place(name)]
 
     @property
     def unit(self) -> float:
@@ -34,7 +44,7 @@ def losses_of(record: RunRecord) -> Losses | None:
     """None where nothing was trained."""
     lines = {
         name: [(float(look[0] or 0), value) for look in record.losses if (value := look[place]) is not None]
-        for name, place in (("training", 1), ("held out", 2))
+        for place, name in enumerate(("training", "held out", *record.turns), start=1)
     }
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
@@ -54,7 +64,8 @@ def loss_picture(losses: Losses) -> Image.Image:
     draw.text((4, _MARGIN + inner[1] - 6), f"{losses.low:.4g}", fill="black")
     draw.text((_LEFT + inner[0] - 60, _HEIGHT - 16), f"step {losses.steps:.0f}", fill="black")
     for row, (name, points) in enumerate(losses.lines.items()):
-        draw.text((_LEFT + 6 + 90 * row, 6), name, fill=_COLOURS[name])
+        colour = losses.colour(name)
+        draw.text((_LEFT + 6 + 90 * row, 6), name, fill=colour)
         places = [
             (
                 _LEFT + inner[0] * step / losses.steps,
@@ -63,7 +74,7 @@ def loss_picture(losses: Losses) -> Image.Image:
             for step, loss in points
         ]
         if len(places) > 1:
-            draw.line(places, fill=_COLOURS[name], width=2)
+            draw.line(places, fill=colour, width=2)
         else:
-            draw.ellipse([places[0][0] - 2, places[0][1] - 2, places[0][0] + 2, places[0][1] + 2], fill=_COLOURS[name])
+            draw.ellipse([places[0][0] - 2, places[0][1] - 2, places[0][0] + 2, places[0][1] + 2], fill=colour)
     return picture
