@@ -1,4 +1,4 @@
-"""The pages for people: each room has one, links lead somewhere, commands exist, and what the first page shows works."""
+"""The pages for people: each room has one, links and commands exist, and what the first page shows works."""
 
 from __future__ import annotations
 
