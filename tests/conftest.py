@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -74,6 +75,18 @@ class Together(LoadScopeScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     """Our own, since the marks of `--dist=loadgroup` are lost between pytest 9.2 and pytest-xdist 3.8."""
     return Together(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The ten methods whose contract takes longest, which is to be five seconds of a core at most."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and "::test_contract[" in report.nodeid:
+                seconds[report.nodeid.partition("[")[2].partition("-")[0]] += report.duration
+    if len(seconds) > 1:
+        slowest = ", ".join(f"{method} {spent:.1f}" for method, spent in seconds.most_common(10))
+        terminalreporter.write_line(f"contracts that take longest, in seconds: {slowest}")
 
 
 @pytest.fixture(scope="session")

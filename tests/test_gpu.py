@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from checkpoints import Kept, Killed
 from sweep_runs import PADIM, PATCHCORE, run_file, run_flow
-from test_train import Kept, Killed
 
 from al_models.checks import check_images, quick_detector
 from al_models.embedding.stpm import Stpm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pickle
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -190,3 +191,14 @@ def test_every_error_is_also_one_of_pythons_own() -> None:
 def test_an_unknown_name_pickles_with_the_names_that_are_near() -> None:
     back = pickle.loads(pickle.dumps(unknown("method", "patchcor", ["padim", "patchcore"])))
     assert str(back) == "unknown method 'patchcor'; did you mean patchcore?"
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several share lies in a file of its own, so that each can be read, moved and run alone."""
+    tests = sorted(Path(__file__).parent.glob("test_*.py"))
+    imported = {
+        (file.name, name)
+        for file in tests
+        for name in re.findall(r"^\s*(?:from|import) (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert imported == set()

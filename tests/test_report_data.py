@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pages import Page, put
 from PIL import Image
-from test_report import Page, put
 
 from storage.datasets import published_counts
 from storage.store import Store

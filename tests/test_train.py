@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import uuid
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import Kept, Killed
 from skimage.metrics import structural_similarity
 from torch import nn
 
@@ -17,27 +17,6 @@ from al_models.parts import train as module
 from al_models.parts.losses import ssim_loss, ssim_map
 from al_models.parts.train import Phase, TrainPlan, Turn, hold_out, in_hours, rate, seeded, train, whole_seconds
 from al_models.types import Runtime
-from storage.store import Store
-from tasks.core.stored import StoredCheckpoints
-
-
-class Killed(Exception):
-    pass
-
-
-class Kept:
-    """The checkpoints of a fit as the pipeline stores them, counted."""
-
-    def __init__(self):
-        self.stored = StoredCheckpoints(Store(f"memory://{uuid.uuid4().hex}"), "checkpoints/toy.safetensors")
-        self.saves = 0
-
-    def load(self):
-        return self.stored.load()
-
-    def save(self, state):
-        self.stored.save(state)
-        self.saves += 1
 
 
 def network(seed=0):

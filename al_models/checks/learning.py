@@ -160,7 +160,7 @@ def a_killed_fit_resumes_to_the_same_bits(make: Make, images: CheckImages) -> No
     assert not differ, f"killed {kills} times and resumed, {differ} differ"
 
 
-class _Killed(Exception):
+class _Killed(InterruptedError):
     pass
 
 
