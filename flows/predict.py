@@ -51,7 +51,7 @@ def predict(run: PredictRun) -> State[Summary]:
         else:
             summary = _until_stopped(run, run.watch, work)
     summary = replace(summary, left_out=run.left_out())
-    return Completed(data=summary, message=f"{_said(summary.decisions)}; see {summary.out}")
+    return Completed(data=summary, message=f"{_decisions_in_words(summary.decisions)}; see {summary.out}")
 
 
 class _Work:
@@ -68,7 +68,7 @@ class _Work:
             more = f" and {len(chunk) - 1} more" if len(chunk) > 1 else ""
             self.found.update(judge_images(self.inspection, f"{Path(chunk[0]).name}{more}", chunk))
             self.done += len(chunk)
-            self.watch.finished(self.done, _said(self.found) or "judged before")
+            self.watch.finished(self.done, _decisions_in_words(self.found) or "judged before")
 
     def summarise(self, newest: int | None = None) -> Summary:
         """Write what was found, and show it in the UI."""
@@ -129,5 +129,5 @@ def _readable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
 
 
-def _said(decisions: dict[str, int]) -> str:
+def _decisions_in_words(decisions: dict[str, int]) -> str:
     return ", ".join(f"{count} {decision}" for decision, count in sorted(decisions.items()))

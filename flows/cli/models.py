@@ -71,9 +71,11 @@ def show_model(name: ModelArgument, store: StoreOption = "al-store") -> None:
     registry = _registry(store)
     version = registry.resolve(name)
     aliases = registry.aliases(version.name)
-    _print(f"{version.name}: {_said(aliases.points)}")
+    _print(f"{version.name}: {_aliases_in_words(aliases.points)}")
     for switch in aliases.history[-_SWITCHES_SHOWN:]:
-        _print(f"{switch.when[:19]}  {switch.change} by {switch.who}: {switch.why}  ({_said(switch.points)})")
+        _print(
+            f"{switch.when[:19]}  {switch.change} by {switch.who}: {switch.why}  ({_aliases_in_words(switch.points)})"
+        )
     _print("")
     _print(registry.read(version, CARD).decode())
 
@@ -105,7 +107,7 @@ def promote_model(
     """Put a version into use: it becomes the champion, and the champion the previous version, in one write."""
     with _changed(store) as registry:
         version = registry.resolve(name)
-        _print(f"{version.name}: {_said(registry.promote(version, who=who(), why=why).points)}")
+        _print(f"{version.name}: {_aliases_in_words(registry.promote(version, who=who(), why=why).points)}")
 
 
 @models_app.command("rollback")
@@ -116,7 +118,7 @@ def roll_back_model(
 ) -> None:
     """Put the previous version into use again; a second rollback takes the first back."""
     with _changed(store) as registry:
-        _print(f"{name}: {_said(registry.rollback(name, who=who(), why=why).points)}")
+        _print(f"{name}: {_aliases_in_words(registry.rollback(name, who=who(), why=why).points)}")
 
 
 @models_app.command("export")
@@ -219,7 +221,7 @@ def _the_one(records: Sequence[RunRecord], name: str | None, method: str | None,
     raise NotInStore(f"{problem} ({given} was given); name one of: {'; '.join(lines[:20]) or 'none there yet'}")
 
 
-def _said(points: dict[str, int]) -> str:
+def _aliases_in_words(points: dict[str, int]) -> str:
     return ", ".join(f"{alias} {number}" for alias, number in sorted(points.items())) or "no alias"
 
 

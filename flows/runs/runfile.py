@@ -279,11 +279,11 @@ def to_toml(run: Run) -> str:
     for name, table in tables.items():
         for each in table if isinstance(table, list) else [table]:
             lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in _said(each)]
+            lines += [f"{key} = {_toml(value)}" for key, value in _keys_and_values(each)]
     return "\n".join(lines) + "\n"
 
 
-def _said(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _keys_and_values(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys, quoted where they must be, and values; TOML has no word for None, which is what a missing key means."""
     for key, value in table.items():
         if value is not None:
@@ -292,7 +292,7 @@ def _said(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in _said(value)) + "}"
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in _keys_and_values(value)) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float):
