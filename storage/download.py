@@ -39,6 +39,7 @@ from filelock import FileLock, Timeout
 
 from storage.errors import DownloadError
 from storage.listing import Download
+from storage.whole import write_whole
 
 Progress = Callable[[str, int, int | None], None]
 """(what is being done, bytes done, bytes in all where known)."""
@@ -549,6 +550,4 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _write_json(file: Path, data: dict[str, Any]) -> None:
-    aside = file.with_name(f"{file.name}.new")
-    aside.write_text(json.dumps(data, indent=1))
-    os.replace(aside, file)
+    write_whole(file, json.dumps(data, indent=1))

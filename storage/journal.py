@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -59,20 +57,6 @@ class Journal:
                         f"line {number} of {self.path} is not JSON ({error}); remove it, and what it was about is "
                         "judged again"
                     ) from error
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[IO[str]]:
-    """A text file to write, which takes the place of `path` when the block ends, whole or not at all."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with aside.open("x", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _whole(file: IO[bytes]) -> int:

@@ -24,6 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import Damaged, HoldsPassword, NotInStore, NotStorable, StoreTooNew
+from storage.whole import write_whole
 
 if TYPE_CHECKING:
     import zarr
@@ -135,18 +136,7 @@ class Store:
         if not self.is_local:
             self._fs.pipe_file(path, data)  # an object store's PUT is atomic
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(aside, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(aside)
-            raise
+        write_whole(path, data)
 
     def read_json(self, key: str) -> Any:
         """Raises NotInStore, or Damaged when the bytes are not JSON."""

@@ -22,11 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.errors import Conflict, Damaged, InUse, NotInStore, StoreTooNew, nearest
-from storage.folders import new_folder
 from storage.models.aliases import ALIASES, Aliases, crowned, read_aliases, write_aliases
 from storage.models.versions import ROOT, ModelVersion, version_bytes, version_from, version_key
 from storage.records import read_records
 from storage.store import Artifact, Store
+from storage.whole import new_folder
 
 CARD = "MODEL_CARD.md"
 _VERSION = "version.json"

@@ -11,11 +11,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +29,7 @@ from storage.errors import DatasetError
 from storage.files import read_image
 from storage.samples import Sample, parse_box
 from storage.store import Store
+from storage.whole import made_anew
 from tasks.core.handles import Validated
 from tasks.core.policy import DEFAULTS, Severity
 from tasks.core.progress import Progress
@@ -60,7 +57,6 @@ RULES: Mapping[str, Severity] = MappingProxyType({rule: "off" for rule in DEFAUL
 """Rules of validation: the images were accepted before, and nothing may set them aside for what was drawn into them."""
 FEWEST = 4
 """Good training images: two to learn from, one that stays good, and one with a defect."""
-_ABANDONED_AFTER_S = 3600
 _MARK = "split.json"
 
 
@@ -158,20 +154,9 @@ def put(validated: Validated, folder: str, split: Split, seed: int) -> str:
     root = Path(folder) / digest
     if _is_whole(root):
         return str(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
-    # The folder of tempfile is private to its owner; the one made inside it has the user's usual permissions.
-    with tempfile.TemporaryDirectory(prefix=f".{digest}-", suffix=".partial", dir=root.parent) as aside:
-        new = Path(aside, "new")
+    with made_anew(root, partial(_is_whole, root)) as new:
         files = _write(new, validated, split, seed)
         (new / _MARK).write_text(json.dumps({**made_of, "files": files}, indent=1, sort_keys=True), encoding="utf-8")
-        with suppress(FileNotFoundError):  # half of it, from which somebody removed images
-            os.replace(root, Path(aside, "old"))
-        try:
-            os.replace(new, root)
-        except OSError:
-            if not _is_whole(root):  # the same data of another process is as good as ours
-                raise
     return str(root)
 
 
@@ -182,14 +167,6 @@ def _is_whole(root: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(sum(len(names) for _, _, names in os.walk(root)) >= files)
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Remove what a killed run left, once it cannot be at work any more."""
-    for left in root.parent.glob(f".{root.name}-*.partial"):
-        with suppress(FileNotFoundError):  # its owner may remove it at this moment
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(root: Path, validated: Validated, split: Split, seed: int) -> int:

@@ -11,11 +11,11 @@ import numpy as np
 from al_models.errors import ExportFailed, InvalidInput
 from al_models.graph import OnnxModel, write_onnx
 from al_models.parts.images import WHOLE, load_images, resize
-from storage.folders import new_folder
 from storage.models import TEXTS, Registry
 from storage.models.versions import ModelVersion
 from storage.records import read_record
 from storage.stacks import Stack
+from storage.whole import new_folder
 from tasks.serve.judge import Judge
 from tasks.serve.register import LoadedVersion, load_version
 

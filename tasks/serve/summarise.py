@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from al_models.drift import ALPHA, FEWEST, Change, changes
-from storage.journal import Journal, replaced
+from storage.journal import Journal
+from storage.whole import replaced
 from tasks.serve.inspect_images import Inspection, key_of
 from tasks.serve.reference import LIGHT
 

@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from al_models.registry import METHODS
 from storage.records import RunRecord, read_records
 from storage.store import Store
+from storage.whole import write_whole
 from tasks.compare import costs, tables
 from tasks.compare.methods import Compared, compare_methods
 from tasks.compare.tables import Ranking
@@ -31,7 +32,7 @@ from tasks.report.benchmark.thresholds import Promise
 from tasks.report.benchmark.training import Losses, losses_of
 from tasks.report.benchmark.verdicts import by_reason, category_view
 from tasks.report.data.report import PAGE, Judged, write_data_page
-from tasks.report.page import environment, write_whole
+from tasks.report.page import environment
 from tasks.report.survey.published import published_speed
 
 _OPEN_UP_TO = 6

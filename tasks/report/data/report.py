@@ -21,10 +21,11 @@ from storage.datasets import about
 from storage.errors import DatasetError, NotInStore, StorageError
 from storage.listing import Dataset
 from storage.store import Store
+from storage.whole import write_whole
 from tasks.core.handles import Category
 from tasks.report.data.judgement import MEASURES, SEVERITIES, STATES, SUSPECTED, Budget, Stored, view_of
 from tasks.report.data.thumbnails import Thumbnails
-from tasks.report.page import environment, write_whole
+from tasks.report.page import environment
 from tasks.validate import FINDINGS
 from tasks.validate import findings as read_findings
 

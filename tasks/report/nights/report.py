@@ -16,9 +16,10 @@ from storage.errors import Damaged
 from storage.held import HeldImage, picture_of, read_held
 from storage.nights import Decision, decision_keys, read_decision
 from storage.store import Store
+from storage.whole import write_whole
 from tasks.compare.tables import METRICS
 from tasks.report.nights.trends import Trend, trends_of
-from tasks.report.page import environment, write_whole
+from tasks.report.page import environment
 
 PAGE = "nights.html"
 _SHOWN = ("pro", "pixel_auroc", "image_auroc")
