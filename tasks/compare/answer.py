@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from tasks.compare.comparison import BETTER, EQUAL, UNKNOWN, WORSE, Contest, Difference
-from tasks.compare.tables import METRICS, RANKED_BY, RankedRow, Ranking, percent
+from tasks.compare.tables import DECIDING, METRICS, RankedRow, Ranking, percent
 from tasks.compare.variants import Variant
 
 _NAMED = 4
@@ -64,7 +64,7 @@ def _support(found: Ranking, contest: Contest | None) -> list[str]:
     lines = [
         f"Average rank {first.rank:.2f} over {count} {'category' if count == 1 else 'categories'}, judged by {by}."
     ]
-    means = [f"{METRICS[m]} {percent(v.mean)} %" for m, v in first.values.items() if m in RANKED_BY]
+    means = [f"{METRICS[m]} {percent(v.mean)} %" for m, v in first.values.items() if m in DECIDING]
     lines.append(f"Its means: {', '.join(means)}.")
     if len(found.complete) > len(winners) == 1 and (lead := _lead(first, found.complete[1], judged[0])):
         lines.append(lead)

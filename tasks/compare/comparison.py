@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from al_models.metrics import Comparison, Replicates, compare
+from al_models.metrics.ranks import holm
 from storage.errors import StorageError
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.compare.tables import METRICS, Ranking
+from tasks.compare.tables import DECIDING, METRICS, Ranking
 from tasks.compare.variants import Column, Variant
 
-COMPARED = ("pro", "pixel_auroc", "image_auroc")
 SURE = 0.05
 """A difference is called one when its p-value, corrected for the number of comparisons, is below."""
 BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "cannot be told apart", "not comparable"
@@ -83,7 +83,7 @@ def _read(store: Store, record: RunRecord) -> dict[str, Replicates] | str:
         return f"its replicates could not be read ({error})"
     if not found:
         return "it left no replicates, as cells of earlier versions; run it again"
-    return {metric: found[metric] for metric in COMPARED if metric in found}
+    return {metric: found[metric] for metric in DECIDING if metric in found}
 
 
 def replicates_in(variant: Variant, column: Column, metric: str, kept: Kept) -> Replicates | str:
@@ -135,7 +135,7 @@ def contest(variants: Sequence[Variant], column: Column, metric: str, kept: Kept
 def overview(contests: Mapping[Column, Sequence[Contest]]) -> list[str]:
     """A sentence a metric: which methods are better than which in the only category, or how often one is the best."""
     every = [one for found in contests.values() for one in found]
-    of_metric = {metric: [one for one in every if one.metric == metric] for metric in COMPARED}
+    of_metric = {metric: [one for one in every if one.metric == metric] for metric in DECIDING}
     return [
         f"{METRICS[metric]}: {_told(found[0]) if len(found) == 1 else _counted(found)}."
         for metric, found in of_metric.items()
@@ -219,16 +219,3 @@ def _difference(name: str, value: float | None, found: Comparison | str, p_value
     sure = p_value is not None and p_value < SURE
     words = EQUAL if not sure else BETTER if found.difference > 0 else WORSE
     return Difference(name, value, words, found.difference, found.low, found.high, p_value, found.note)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected so that one below 0.05 is wrong with probability 0.05 at most, however many there are.
-
-    Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979: the
-    smallest is multiplied by their number, the next by one less, and so on; none falls below the one before it.
-    """
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for done, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        highest = max(highest, min(1.0, (len(p_values) - done) * p_values[place]))
-        corrected[place] = highest
-    return corrected

@@ -10,7 +10,8 @@ from storage.store import Store
 from tasks.compare import comparison, tables
 from tasks.compare.across import Across, over_categories
 from tasks.compare.answer import headline
-from tasks.compare.comparison import COMPARED, Contest
+from tasks.compare.comparison import Contest
+from tasks.compare.tables import DECIDING
 from tasks.compare.variants import Column
 
 
@@ -36,8 +37,8 @@ def compare_methods(store: Store, records: Sequence[RunRecord]) -> Compared:
     variants = [row.variant for row in found.rows]
     contests: dict[Column, list[Contest]] = {}
     for column in found.columns:
-        tried = [one for metric in COMPARED if (one := comparison.contest(variants, column, metric, kept)) is not None]
+        tried = [one for metric in DECIDING if (one := comparison.contest(variants, column, metric, kept)) is not None]
         contests |= {column: with_others} if (with_others := [one for one in tried if one.against]) else {}
-    ranks = [over_categories(variants, found.columns, metric) for metric in COMPARED]
+    ranks = [over_categories(variants, found.columns, metric) for metric in DECIDING]
     answer, support = headline(found, comparison.overall(found, kept))
     return Compared(answer, support, contests, [one for one in ranks if one is not None and len(variants) > 1])

@@ -49,8 +49,8 @@ RANKING_SHOWS = (
 """What the ranking has columns for, where it was measured; all of them are higher when better."""
 BY_CATEGORY = ("pixel_auroc", "pro", "image_auroc")
 """What has a table with a column a category."""
-RANKED_BY = ("pro", "pixel_auroc", "image_auroc")
-"""A category is ranked by the first of these that every finished method of it has."""
+DECIDING = ("pro", "pixel_auroc", "image_auroc")
+"""The metrics that methods are compared in; a category is ranked by the first that every finished method of it has."""
 STEPS = ("ingest", "prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
 ABSENT = "–"
 
@@ -150,7 +150,7 @@ def _ranked_row(
 
 def _deciding(variants: Sequence[Variant], column: Column) -> str | None:
     finished = [v for v in variants if v.cells(column) and not v.failed_in(column)]
-    for metric in RANKED_BY:
+    for metric in DECIDING:
         if finished and all(v.value(column, metric) is not None for v in finished):
             return metric
     return None

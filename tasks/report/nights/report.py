@@ -17,12 +17,11 @@ from storage.held import HeldImage, picture_of, read_held
 from storage.nights import Decision, decision_keys, read_decision
 from storage.store import Store
 from storage.whole import write_whole
-from tasks.compare.tables import METRICS
+from tasks.compare.tables import DECIDING, METRICS
 from tasks.report.nights.trends import Trend, trends_of
 from tasks.report.page import environment
 
 PAGE = "nights.html"
-_SHOWN = ("pro", "pixel_auroc", "image_auroc")
 _MOST, _FEWEST = 60, 7
 """Latest nights of a model that the page shows."""
 _PICTURES = 60
@@ -62,7 +61,7 @@ class Model:
     @property
     def metrics(self) -> list[tuple[str, str]]:
         """(metric, its name for people) that any of the nights has."""
-        return [(m, METRICS.get(m, m)) for m in _SHOWN if any(m in night.metrics for night in self.nights)]
+        return [(m, METRICS.get(m, m)) for m in DECIDING if any(m in night.metrics for night in self.nights)]
 
     @cached_property
     def trends(self) -> list[Trend]:
