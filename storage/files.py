@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,15 @@ import pandas as pd
 from storage.errors import DatasetError
 from storage.listing import IMAGE_SUFFIXES, Listing, SetAside, inside
 from storage.samples import Sample, content_hash, sample_id
+from storage.tables import table_bytes, table_of
 
 Progress = Callable[[int, int], None]
 """(files done, files in all)."""
 
 MAX_BYTES = 2**30
 """Larger files are not read: no image that is decoded has as many bytes, and they would fill the memory."""
+MAX_PIXELS = 89_478_485
+"""Larger masks are not read, as larger images are not (Pillow's own limit for a decompression bomb)."""
 _COLUMNS = ["path", "size", "mtime_ns", "ctime_ns", "inode", "content"]
 _RACY_NS = 2_000_000_000
 """A file written so shortly before it was hashed may change again without a new time."""
@@ -63,15 +65,13 @@ class Hashes:
     def to_parquet(self) -> bytes:
         """The table, to be kept."""
         rows = [(path, *kept) for path, kept in sorted(self.known.items())]
-        buffer = io.BytesIO()
-        table = pd.DataFrame(rows, columns=_COLUMNS).astype({"inode": "uint64"})  # which may have its highest bit set
-        table.to_parquet(buffer, index=False)
-        return buffer.getvalue()
+        # An inode's number may have its highest bit set.
+        return table_bytes(pd.DataFrame(rows, columns=_COLUMNS).astype({"inode": "uint64"}))
 
     @staticmethod
     def from_parquet(data: bytes) -> Hashes:
         """What was kept; nothing of a table of an earlier version, which knew less of a file."""
-        frame = pd.read_parquet(io.BytesIO(data))
+        frame = table_of(data)
         if {"path", "content"} <= set(frame) and "inode" not in frame:
             return Hashes()
         rows = frame[_COLUMNS].itertuples(index=False, name=None)

@@ -26,11 +26,10 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from storage.errors import DatasetError, MaskError
-from storage.files import mask_files
+from storage.files import MAX_PIXELS, mask_files
+from storage.polygons import draw_polygons
 from storage.samples import Sample, parse_box
 
-MAX_PIXELS = 89_478_485
-"""As for images (Pillow's own limit for a decompression bomb)."""
 RULES = ("auto", "nonzero", "above:N", "below:N", "values:N,M", "alpha", "labelme", "coco:NAME")
 _SHADES = 8
 """With more darker grays than these, a mask is one with soft edges or of lossy compression, and no drawing in grays."""
@@ -98,8 +97,6 @@ def decode_mask(data: bytes, rule: str = "auto") -> np.ndarray:
     """The anomalous pixels of a mask file, bool (h, w). Raises MaskError, and DatasetError for an unknown rule."""
     name, _, argument = rule.partition(":")
     if name in ("labelme", "coco"):
-        from storage.polygons import draw_polygons
-
         return draw_polygons(data, name, argument)
     if name in ("auto", "alpha"):
         image = _opened(data)

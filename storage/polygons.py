@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import MaskError
-from storage.masks import MAX_PIXELS
+from storage.files import MAX_PIXELS
 
 _MAX_BYTES = 128 * 2**20
 _MAX_VALUES = 5_000_000

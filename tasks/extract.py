@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
@@ -29,7 +27,7 @@ from tasks.core.handles import Validated
 from tasks.core.limits import in_memory
 from tasks.core.parts import Part, joined
 from tasks.core.progress import Progress
-from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import StoredSource, accepted_samples
 from tasks.prepare import pixels_series
 
@@ -42,15 +40,7 @@ _OVERFLOW = 65520.0
 """From here on half precision rounds to infinity."""
 
 
-@task(
-    name="extract",
-    task_run_name="extract {spec.backbone} {validated.name}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("extract", "extract {spec.backbone} {validated.name}", gpu=True)
 def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts: Sequence[str] = ()) -> str:
     """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
     image, and `means`, float64 (n, c of all layers), over the positions of each.
@@ -68,15 +58,7 @@ def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts
     return key
 
 
-@task(
-    name="extract part",
-    task_run_name="extract {spec.backbone} {validated.name} images {part}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("extract part", "extract {spec.backbone} {validated.name} images {part}", gpu=True)
 def extract_part(validated: Validated, spec: FeatureSpec, device: str, part: Part) -> str:
     """Key of the features of this part's images; none are computed where those of all are there already."""
     store = Store(validated.category.store)

@@ -11,8 +11,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import safetensors.numpy
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import Detector
 from al_models.parts.alignment import alignment
@@ -23,7 +21,7 @@ from tasks.core.earlier import latest, remember
 from tasks.core.handles import Cell, Validated
 from tasks.core.limits import in_memory
 from tasks.core.split import fit_and_calibration, with_new_images
-from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 from tasks.extract import features_series
 from tasks.prepare import pixels_series
@@ -41,15 +39,7 @@ _kept: list[Detector] = []
 _loading = threading.Lock()
 
 
-@task(
-    name="fit",
-    task_run_name="fit {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("fit", "fit {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}", gpu=True)
 def fit(cell: Cell, validated: Validated, features: str | None) -> str:
     """Key of the model: `state.safetensors` (plain arrays) and, in the manifest, what it learned from.
 

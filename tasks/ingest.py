@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from storage.datasets import DATASETS, list_samples
 from storage.errors import NotInStore
 from storage.files import Hashes
@@ -22,7 +19,7 @@ from storage.samples import Sample, content_hash, fingerprint, to_parquet
 from storage.store import Store
 from tasks.core.handles import Category
 from tasks.core.progress import Progress
-from tasks.core.steps import code_fingerprint, measured, retry_passing, step_key
+from tasks.core.steps import code_fingerprint, measured, step, step_key
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +34,7 @@ class Ingested:
     """The others: category -> why nothing can be learned in it."""
 
 
-@task(
-    name="ingest",
-    task_run_name="ingest {dataset}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("ingest", "ingest {dataset}")
 def ingest(
     store_url: str,
     dataset: str,

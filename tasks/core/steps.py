@@ -17,12 +17,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import psutil
 
 from storage.store import Artifact, Draft, Store
 from tasks.core.limits import ending
+
+if TYPE_CHECKING:
+    from prefect import Task
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 GPU = "gpu"
 """Tag of the steps that a GPU makes faster: on a cluster that has some, they wait for one."""
@@ -133,6 +138,23 @@ def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
     except Exception:
         return False
     return False
+
+
+def step(name: str, run_name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A decorator: the function as a Prefect task, whose runs are shown as `run_name`, with a GPU where there is one,
+    and which is tried twice more after a passing fault. Prefect's cache, which sees no change of code, is not asked."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    return task(
+        name=name,
+        task_run_name=run_name,
+        tags=[GPU] if gpu else None,
+        cache_policy=NO_CACHE,
+        retries=2,
+        retry_delay_seconds=1,
+        retry_condition_fn=retry_passing,
+    )
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import p_values
 from al_models.metrics import PixelCounts, aupimo, image_metrics
@@ -22,10 +19,11 @@ from al_models.parts.frame import RIM
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
+from storage.tables import write_table
 from tasks.core.compute import detector_of
 from tasks.core.handles import Cell, Validated
 from tasks.core.parts import joined
-from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import accepted_samples, files_left_out
 from tasks.evaluate.count import counted_parts, promised_alarms
 from tasks.evaluate.pixels import CountedPixels, boundaries_at, count_pixels
@@ -40,14 +38,7 @@ _ENOUGH_PEAKS = 10
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "prefect", "great-expectations")
 
 
-@task(
-    name="evaluate",
-    task_run_name="evaluate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("evaluate", "evaluate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}")
 def evaluate(
     cell: Cell,
     validated: Validated,
@@ -134,9 +125,7 @@ def _evaluate(
     metrics |= {metric: float(np.mean(list(values.values()))) for metric, values in per_image.items() if values}
 
     table = _image_table(samples, scores, np.asarray(held_out["scores"]), decides["image"]["value"], counted, per_image)
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/images.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/images.parquet", table)
     store.write_json(f"{draft.folder}/curves.json", _curves(counted.counts, test.scores, test.labels))
     store.write_json(f"{draft.folder}/groups.json", _groups(counted.counts, samples, scores))
     write_replicates(store, draft, found)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from al_models.metrics import Defect
 from storage.errors import MaskError
@@ -17,6 +15,7 @@ from storage.masks import read_mask, read_regions
 from storage.points import measured_pixels
 from storage.samples import Sample
 from storage.store import Store
+from storage.tables import read_table
 from tasks.core.handles import Validated
 
 
@@ -92,8 +91,6 @@ def _saturation(notes: Any) -> Mapping[int, tuple[float, bool]]:
 def _native_shapes(store: Store, validated: Validated) -> dict[str, tuple[int, int]]:
     """Image id -> (height, width) of the file."""
     folder = store.get(validated.prepared.images).folder
-    facts = pd.read_parquet(
-        io.BytesIO(store.read_bytes(f"{folder}/facts.parquet")), columns=["id", "height", "width", "readable"]
-    )
+    facts = read_table(store, f"{folder}/facts.parquet", ["id", "height", "width", "readable"])
     facts = facts[facts["readable"]]
     return {row.id: (int(row.height), int(row.width)) for row in facts.itertuples()}

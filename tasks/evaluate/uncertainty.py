@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from al_models.metrics import Replicates, interval, mean_replicates, replicates,
 from storage.errors import Damaged, NotInStore
 from storage.samples import Sample
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.evaluate.pixels import CountedPixels
 
 _FILE = "replicates.parquet"
@@ -54,9 +54,8 @@ def write_replicates(store: Store, draft: Draft, found: Mapping[str, Replicates]
         for metric, r in found.items()
     ]
     columns = ["metric", "estimate", "images", "pairs", "values"]
-    buffer = io.BytesIO()
-    pd.DataFrame(rows, columns=columns).astype({"pairs": "Int64"}).to_parquet(buffer, index=False, compression="zstd")
-    store.write_bytes(f"{draft.folder}/{_FILE}", buffer.getvalue())
+    table = pd.DataFrame(rows, columns=columns).astype({"pairs": "Int64"})
+    write_table(store, f"{draft.folder}/{_FILE}", table, "zstd")
 
 
 def read_replicates(store: Store, evaluation: str | None) -> dict[str, Replicates]:
@@ -66,7 +65,7 @@ def read_replicates(store: Store, evaluation: str | None) -> dict[str, Replicate
     if found is None:
         return {}
     try:
-        table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{found.folder}/{_FILE}")))
+        table = read_table(store, f"{found.folder}/{_FILE}")
         return {
             row.metric: Replicates(row.estimate, row.values, row.images, None if pd.isna(row.pairs) else int(row.pairs))
             for row in table.itertuples(index=False)

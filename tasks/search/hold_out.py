@@ -19,8 +19,6 @@ from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput
 from al_models.parts.defects import Defect, cut_paste, perlin_composite, scar, scratch, stain
@@ -33,7 +31,7 @@ from storage.whole import made_anew
 from tasks.core.handles import Validated
 from tasks.core.policy import DEFAULTS, Severity
 from tasks.core.progress import Progress
-from tasks.core.steps import code_fingerprint, retry_passing
+from tasks.core.steps import code_fingerprint, step
 from tasks.core.stored import accepted_samples
 from tasks.prepare import white_of
 
@@ -130,14 +128,7 @@ def _rank(seed: int, what: str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{what}:{name}".encode()).digest()
 
 
-@task(
-    name="hold out",
-    task_run_name="hold out {validated.name}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("hold out", "hold out {validated.name}")
 def hold_out(validated: Validated, folder: str, share: float, seed: int) -> str:
     """Root of the data set, a folder of this one: made, or found again by the name of its content.
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import safetensors.numpy
 
 from al_models.drift import Scope
 from storage.records import RunRecord
 from storage.stacks import Stack
 from storage.store import Store
+from storage.tables import read_table
 from tasks.core.stored import as_safetensors, rows_of
 
 LIGHT = ("brightness", "contrast", "sharpness")
@@ -78,7 +77,7 @@ def _looks(store: Store, images: str, features: str | None, ids: Sequence[str]) 
 
 
 def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
-    facts = pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(images).folder}/facts.parquet")))
+    facts = read_table(store, f"{store.get(images).folder}/facts.parquet")
     by_content = facts.drop_duplicates("id").set_index("id")  # equal content, equal light
     return by_content.loc[list(ids), list(LIGHT)].to_numpy(np.float64)
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import HeldOutPixels
 from al_models.detector import Detector
@@ -21,7 +19,7 @@ from storage.models.versions import HELD_OUT, REFERENCE, STATE, Calibration, Fea
 from storage.records import RunRecord, read_record
 from storage.store import Store
 from tasks.calibrate import held_out_pixels
-from tasks.core.steps import retry_passing
+from tasks.core.steps import step
 from tasks.core.stored import as_safetensors
 from tasks.prepare import white_of
 from tasks.serve.model_card import model_card
@@ -31,14 +29,7 @@ _COPIED = ("model", "calibration", "evaluation")
 """Outputs of a run that a version is made of."""
 
 
-@task(
-    name="register",
-    task_run_name="register {record}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("register", "register {record}")
 def register(store_url: str, record: str, who: str, why: str) -> str:
     """Label of the version, `mvtec_ad/grid@3`, that the cell of this record is kept as: a new one, or the one that it
     is kept as already. It becomes the challenger, unless it has ever had an alias.

@@ -7,7 +7,6 @@ The rules (`rules.py`, `copies.py`) are Great Expectations' expectations (`expec
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from storage.datasets import published_counts
 from storage.samples import Sample, fingerprint, from_parquet, to_parquet
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.handles import Category, Prepared, Validated
 from tasks.core.policy import DEFAULT_POLICY, Policy
-from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.validate.expectations import Outcome, ask, write_docs
 from tasks.validate.rules import Rule, counts_table, enough_training_images, reasons, rules_for, with_comparisons
 
@@ -40,14 +38,7 @@ class CategoryStopped(ValueError):
     """A category that nothing can be learned from; the verdict says why."""
 
 
-@task(
-    name="validate",
-    task_run_name="validate {prepared.category.dataset}/{prepared.category.category}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("validate", "validate {prepared.category.dataset}/{prepared.category.category}")
 def validate(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> Validated:
     """Keep a verdict on every image.
 
@@ -82,7 +73,7 @@ def verdict_key(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> str:
 
 def findings(store: Store, verdict: str) -> pd.DataFrame:
     """What was found, a row a finding, texts without absent values. Raises NotInStore for a key without a verdict."""
-    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(verdict).folder}/findings.parquet")))
+    table = read_table(store, f"{store.get(verdict).folder}/findings.parquet")
     return table.astype("string").fillna("")
 
 
@@ -112,9 +103,7 @@ def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> di
 
     kept = _kept_samples(store, prepared.category, accepted, _unknown_masks(rules, outcomes, images))
     store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(kept))
-    buffer = io.BytesIO()
-    found.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/findings.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/findings.parquet", found)
     logger.info("%s: %d images accepted, %d rejected", prepared.category.name, len(accepted), len(rejected))
     warned = set(found.loc[found["severity"] == "warn", "key"]) - {""}
     return {
@@ -132,8 +121,8 @@ def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> di
 
 def _questions(store: Store, prepared: Prepared, policy: Policy) -> tuple[dict[str, pd.DataFrame], list[Rule]]:
     """The tables, and what is expected of them."""
-    facts = store.read_bytes(f"{store.get(prepared.images).folder}/facts.parquet")
-    images = with_comparisons(pd.read_parquet(io.BytesIO(facts)), policy)
+    facts = read_table(store, f"{store.get(prepared.images).folder}/facts.parquet")
+    images = with_comparisons(facts, policy)
     counts = counts_table(images, _published(store, prepared.category))
     return {"images": images, "counts": counts}, rules_for(images, counts, policy, prepared.image_size)
 

@@ -6,7 +6,6 @@ prepared images. One HTML page without scripts that asks nothing of any other pl
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from storage.datasets import about
 from storage.errors import DatasetError, NotInStore, StorageError
 from storage.listing import Dataset
 from storage.store import Store
+from storage.tables import read_table
 from storage.whole import write_whole
 from tasks.core.handles import Category
 from tasks.report.data.judgement import MEASURES, SEVERITIES, STATES, SUSPECTED, Budget, Stored, view_of
@@ -117,11 +117,6 @@ def _about(dataset: str) -> Dataset | None:
 # reading
 
 
-def read_table(store: Store, key: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """A table of a stored output. Raises NotInStore, or another error for bytes that are no such table."""
-    return pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(key).folder}/{name}")), columns=list(columns))
-
-
 def read(store: Store, judged: Judged) -> Stored:
     """What the store holds of a judged category; what it has lost is empty and a sentence in `problems`."""
     problems: list[str] = []
@@ -138,7 +133,10 @@ def read(store: Store, judged: Judged) -> Stored:
     def table(what: str, ask: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
         return found(what, ask, pd.DataFrame({column: [] for column in columns}, dtype=object))
 
-    facts = table("The table of images", lambda: read_table(store, judged.images, "facts.parquet", _FACT), _FACT)
+    def output(key: str, file: str, columns: Sequence[str]) -> Callable[[], pd.DataFrame]:
+        return lambda: read_table(store, f"{store.get(key).folder}/{file}", columns)
+
+    facts = table("The table of images", output(judged.images, "facts.parquet", _FACT), _FACT)
     findings = table("The table of findings", lambda: read_findings(store, judged.verdict), FINDINGS)
     meta = found("The verdict", lambda: store.get(judged.verdict).meta, None)
     aside, catalogue = None, judged.category.catalogue
@@ -146,9 +144,7 @@ def read(store: Store, judged: Judged) -> Stored:
         aside = found("The catalogue", lambda: store.get(catalogue).meta["set_aside"], None)
     suspects, key = None, judged.suspects
     if key is not None:
-        suspects = table(
-            "The table of suspects", lambda: read_table(store, key, "suspects.parquet", _SUSPECT), _SUSPECT
-        )
+        suspects = table("The table of suspects", output(key, "suspects.parquet", _SUSPECT), _SUSPECT)
         suspects = suspects.astype({"suspected": bool})
         severity = found("The summary of the suspects", lambda: store.get(key).meta["severity"], "off")
         findings = _with_suspects(findings, suspects, facts, severity)
