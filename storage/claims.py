@@ -46,7 +46,8 @@ class Claim:
 def claims_of(
     layout: Layout, images: Sequence[str], root_name: str
 ) -> tuple[list[Claim], list[SetAside], dict[str, str]]:
-    """One claim an image; the images of which patterns say different things; and the patterns that match nothing."""
+    """The claims, one an image; the images about which patterns disagree, set aside; and the patterns that match
+    nothing, with the reason."""
     found: dict[str, list[Claim]] = defaultdict(list)
     silent: dict[str, str] = {}
     for role in ROLES:
@@ -77,7 +78,7 @@ def _claim(path: str, role: str, pattern: str, names: Mapping[str, str], good: C
 
 
 def why_silent(role: str, pattern: str, images: Sequence[str]) -> str:
-    """What may be wrong with a pattern that matches nothing."""
+    """The reason why a pattern may match nothing."""
     reason = f"{role} {pattern!r} matches none of {len(images)} images"
     anyway = re.compile(pattern_regex(role, pattern).pattern, re.DOTALL | re.IGNORECASE)
     near = next((path for path in images if anyway.fullmatch(path)), None)
@@ -112,7 +113,7 @@ def masks_of(layout: Layout, claims: Sequence[Claim], files: Sequence[str]) -> t
 
 
 def _by_fold(files: Sequence[str]) -> dict[str, str]:
-    """A file's path as people see it -> the path; nothing where several look the same."""
+    """A file's path in composed small letters -> the path; paths that look the same are left out."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in files:
         found[fold(path)].append(path)
@@ -133,7 +134,7 @@ def filled(template: str, claim: Claim) -> str | None:
 
 
 def without_masks(claims: Sequence[Claim], masks: Mapping[str, Claim]) -> tuple[list[Claim], list[SetAside]]:
-    """The claims of images that are no masks. A pattern may well take both, such as a.png and a_mask.png."""
+    """The claims without those of masks, and the images set aside: a pattern may take both a.png and a_mask.png."""
     images = [claim for claim in claims if claim.path not in masks]
     aside = [
         SetAside(claim.category, claim.path, f"claimed by {claim.by}, but also the mask of {masks[claim.path].path}")
@@ -144,7 +145,7 @@ def without_masks(claims: Sequence[Claim], masks: Mapping[str, Claim]) -> tuple[
 
 
 def without_beside(root: Path, claims: Sequence[Claim], masks: dict[str, str]) -> tuple[list[Claim], list[SetAside]]:
-    """The claims of images that are no masks of others in their folder, whose names or looks say so; an image of `test`
+    """The claims without those of masks that lie beside their images and are known by name or looks; a test image
     without another mask gets its own added to `masks`."""
     in_folder: dict[str, list[Claim]] = defaultdict(list)
     for claim in claims:

@@ -108,7 +108,7 @@ def _walk(root: Path, allowed: Sequence[str]) -> tuple[list[str], dict[str, str]
 
 
 def _unread(files: Sequence[str], claims: Sequence[Claim], masks: Collection[str]) -> list[SetAside]:
-    """What is neither image nor mask, but lies in a folder of images."""
+    """Files that are neither images nor masks but lie in a folder of images."""
     folders = {posixpath.dirname(claim.path) for claim in claims}
     others: dict[str, list[str]] = defaultdict(list)
     for path in files:
@@ -132,7 +132,7 @@ def _unclaimed(images: Sequence[str], known: Collection[str]) -> dict[str, str]:
 
 
 def _with_categories(strays: Sequence[SetAside], claims: Sequence[Claim]) -> list[SetAside]:
-    """Folders left out, each told to the categories nearest to it: those with images in it or in its first parent."""
+    """The folders left out, each for the nearest categories: those with images in it or in its first parent."""
     near: dict[str, set[str]] = defaultdict(set)
     for folder, category in {(posixpath.dirname(claim.path), claim.category) for claim in claims}:
         for place in (folder, *map(str, PurePosixPath(folder).parents)):
@@ -183,8 +183,8 @@ def _samples(
 
 
 def _shared_masks(layout: Layout, claims: Sequence[Claim], masks: Mapping[str, str]) -> dict[str, str]:
-    """Masks that may be of either of two images of one stem, with the reason; one that names the image's extension, or
-    a file of all outlines, is no such."""
+    """Masks that may belong to either of two images of one stem, with the reason. A mask that names the image's
+    extension is not ambiguous, and neither is a file with the outlines of all images."""
     if any("{name}" in text or "{suffix}" in text for text in layout.mask) or layout.mask_rule.startswith("coco"):
         return {}
     found = {}
@@ -204,7 +204,8 @@ def _mask_files(
     shared: Mapping[str, str],
     folders: Sequence[str],
 ) -> tuple[list[str], list[SetAside]]:
-    """The files of a mask, and those that may not be read; `shared` masks are those of either of two images."""
+    """The files of a mask, and those that may not be read; a mask in `shared` may belong to two images and has no
+    files."""
     if mask is None:
         return [], []
     if mask in shared:
@@ -220,7 +221,7 @@ def _rule(layout: Layout, claim: Claim) -> str:
 
 
 def _labelled(layout: Layout, claim: Claim, mask: Sequence[Path], rule: str) -> tuple[Label, str | None]:
-    """The label that follows from an image's mask, and why the image is of no use with it."""
+    """The label that follows from an image's mask, and the reason why the image cannot be used, or None."""
     if not mask and not layout.good_without_mask and not layout.good_by_mask:
         return claim.label, None
     if not mask and not layout.good_without_mask:
@@ -235,7 +236,7 @@ def _labelled(layout: Layout, claim: Claim, mask: Sequence[Path], rule: str) -> 
 
 
 def _with_test_share(samples: list[Sample], layout: Layout) -> list[Sample]:
-    """The samples with a share of the good parts moved to test, and with them all of a part that is judged anyway."""
+    """The samples with a share of the good parts moved to test; all images of a part move together."""
     if not layout.test_share:
         return samples
     judged = {s.part for s in samples if s.split == "test" and s.part is not None}
@@ -245,7 +246,8 @@ def _with_test_share(samples: list[Sample], layout: Layout) -> list[Sample]:
 
 
 def _kept_apart(samples: Sequence[Sample]) -> tuple[list[Sample], list[SetAside]]:
-    """The samples whose part stands in one split only: where it stands in several, the one furthest from learning."""
+    """The samples, each part in one split only, and those set aside: a part in several splits stays in the one furthest
+    from learning."""
     order = ("train", "validation", "test")
     stands = {s.part: s.split for s in sorted(samples, key=lambda s: order.index(s.split)) if s.part is not None}
     kept = [s for s in samples if s.part is None or stands[s.part] == s.split]

@@ -145,7 +145,7 @@ def _check(download: Download) -> None:
 
 
 def _make_ready(client: httpx.Client, download: Download, root: Path, limits: Limits, report: Progress) -> Path:
-    """The folder with the unpacked content of a download, as it is to lie in the root."""
+    """The folder with the unpacked content of a download, as it will lie in the root."""
     work = root / _WORK / _key(download)
     unpacked = work / "unpacked"
     if unpacked.exists():
@@ -212,7 +212,8 @@ class _Partial:
 
 
 def _validator(answer: httpx.Response) -> str | None:
-    """RFC 9110, 13.1.5: a weak ETag does not say that the bytes are the same."""
+    """The strong ETag of an answer, else its date. RFC 9110, 13.1.5: a weak ETag does not say that the bytes are the
+    same."""
     etag: str | None = answer.headers.get("etag")
     date: str | None = answer.headers.get("last-modified")
     return etag if etag and not etag.startswith("W/") else date
@@ -491,7 +492,7 @@ def _place(download: Download, folder: Path, root: Path) -> None:
 
 
 def _move(new: Path, old: Path) -> None:
-    """Whole folders where possible, so that a kill finds them there or not there."""
+    """Move a file, or a folder whole where nothing of its name is there, so that a kill finds it there or not there."""
     if not (new.is_dir() and old.is_dir()):
         os.replace(new, old)
         return

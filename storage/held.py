@@ -64,12 +64,12 @@ class HeldImage:
 
     @property
     def state(self) -> Literal["held", "released", "refused"]:
-        """What it is by now."""
+        """The last word said of it, or `held`."""
         return self.said[-1].word if self.said else "held"
 
     @property
     def why(self) -> str:
-        """In a few words."""
+        """The reason why it is held, in a few words."""
         if self.version is None:
             return (
                 f"{self.score:.1f} robust deviations more unlike the others than usual, up to {self.limit:g} expected"
@@ -81,14 +81,14 @@ class HeldImage:
 
 
 def write_held(store: Store, image: HeldImage, picture: bytes | None = None) -> None:
-    """Keep it, with a JPEG of it where there is one."""
+    """Keep a held image's facts, with a JPEG of it where there is one."""
     if picture is not None:
         store.write_bytes(_key(image, "jpg"), picture)
     store.write_json(_key(image, "json"), asdict(image))
 
 
 def picture_of(store: Store, image: HeldImage) -> bytes | None:
-    """Its JPEG; None where there is none, or not any more."""
+    """The JPEG of a held image; None where there is none, or not any more."""
     try:
         return store.read_bytes(_key(image, "jpg"))
     except (StorageError, OSError):
@@ -96,7 +96,7 @@ def picture_of(store: Store, image: HeldImage) -> bytes | None:
 
 
 def read_held(store: Store, model: str | None = None) -> list[HeldImage]:
-    """Those of a model, or of all, the oldest first. Raises Damaged for a file that is none."""
+    """The held images of a model, or of all models, the oldest first. Raises Damaged for a file that is none."""
     keys = store.list(_ROOT if model is None else f"{_ROOT}/{model}")
     images = [_read(store, key) for key in keys if key.endswith(".json")]
     return sorted(images, key=lambda one: (one.model, one.since, one.path))
@@ -116,7 +116,7 @@ def _read(store: Store, key: str) -> HeldImage:
 
 
 def say(store: Store, images: Iterable[HeldImage], word: Word, who: str) -> list[HeldImage]:
-    """Add a person's word to each image; as they are then."""
+    """Add a person's word to each image; the images with it."""
     now, done = datetime.now(UTC).isoformat(timespec="seconds"), []
     for image in images:
         if image.state != word:  # to say it twice says nothing new

@@ -26,7 +26,7 @@ def image_paths(given: Sequence[str], leave_out: Path, *, may_be_none: bool = Fa
 def look_for_images(
     given: Sequence[str], leave_out: Path, *, may_be_none: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """The same, and what of folders and patterns is left out: path -> the reason."""
+    """The paths as `image_paths` gives them, and what folders and patterns leave out: path -> the reason."""
     found: dict[str, None] = {}
     left_out: dict[str, str] = {}
     results = f"{leave_out.resolve()}{os.sep}"
@@ -66,7 +66,7 @@ def _with_lists(given: Sequence[str], may_be_none: bool) -> Iterator[str]:
 
 
 def _meant(text: str) -> Iterator[str]:
-    """Files, whatever they are, and folders that are not entered."""
+    """The files that a path or pattern means, of any kind, and the folders that are not entered."""
     if os.path.isdir(text):
         yield from _below(text, set())
     elif os.path.isfile(text):

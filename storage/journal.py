@@ -60,7 +60,7 @@ class Journal:
 
 
 def _whole(file: IO[bytes]) -> int:
-    """Bytes up to the end of the last whole line."""
+    """The number of bytes up to the end of the last whole line."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65_536)

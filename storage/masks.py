@@ -117,7 +117,7 @@ def decode_mask(data: bytes, rule: str = "auto") -> np.ndarray:
 
 
 def _auto(image: Image.Image) -> np.ndarray:
-    """What a mask marks of which nothing is said. Raises MaskError where it can be read in two ways."""
+    """The marked pixels of a mask whose rule is `auto`. Raises MaskError where it can be read in two ways."""
     if not image.has_transparency_data:
         return _marked(_gray(image), lossy=image.format in ("JPEG", "WEBP"))
     image = image.convert("RGBA")  # a palette with transparency converts cleanly by this way only

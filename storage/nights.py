@@ -114,7 +114,7 @@ def _drifted(change: dict[str, Any]) -> str:
 
 
 def write_decision(store: Store, decision: Decision) -> str:
-    """Keep it; its key."""
+    """Keep a decision; its key."""
     key = f"{_ROOT}/{decision.name}/{decision.night.replace(':', '')}.json"
     store.write_json(key, asdict(decision))
     return key
@@ -141,7 +141,7 @@ def read_decision(store: Store, key: str) -> Decision:
 
 
 def read_decisions(store: Store, name: str | None = None) -> Iterator[Decision]:
-    """Those of a model, or of all, by model and night. Raises Damaged for a file that is none."""
+    """The decisions about a model, or about all, by model and night. Raises Damaged for a file that is none."""
     for key in _keys(store, _ROOT if name is None else f"{_ROOT}/{name}"):
         yield read_decision(store, key)
 

@@ -245,7 +245,8 @@ def marked(root: Path, mask: str | None, rule: str) -> np.ndarray:
 
 
 def labelled(samples: Iterable[Sample], marks: np.ndarray) -> tuple[list[Sample], list[SetAside]]:
-    """Anomalous samples, each an image or a box of it, as the image's marks (h, w) say: good where there is none.
+    """The samples, all of them listed as anomalous, each an image or a box of it: good where the image's marks (h, w)
+    show nothing in it.
 
     What is defective, but would be learned from, is set aside.
     """
@@ -264,7 +265,8 @@ def labelled(samples: Iterable[Sample], marks: np.ndarray) -> tuple[list[Sample]
 
 
 def labelled_images(root: Path, samples: Iterable[Sample]) -> tuple[list[Sample], list[SetAside]]:
-    """Anomalous samples as their masks say; one without a mask that can be read is set aside."""
+    """The samples, all of them listed as anomalous, labelled by their masks; one without a mask that can be read is set
+    aside."""
     kept: list[Sample] = []
     aside: list[SetAside] = []
     for sample in samples:

@@ -48,7 +48,7 @@ class Stack:
         return self.arrays[0].chunks[0]
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """These rows, in order."""
+        """The given rows, in order."""
         rows = np.asarray(rows)
         if len(self.arrays) == 1:
             return _read(self.arrays[0], rows)
@@ -60,7 +60,7 @@ class Stack:
 
 
 def _read(array: zarr.Array[Any], rows: np.ndarray) -> np.ndarray:
-    """A span that is mostly wanted is read whole, since chunks are anyway."""
+    """Rows of an array. A span of which most rows are wanted is read whole, since chunks are read whole anyway."""
     if not len(rows):
         return np.asarray(array[:0])
     first, last = int(rows.min()), int(rows.max()) + 1

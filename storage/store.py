@@ -84,7 +84,8 @@ class Store:
 
     @property
     def _fs_options(self) -> dict[str, Any]:
-        """What other processes' writes demand: remembered listings would hide them, ranged reads would mix them."""
+        """Options of the file system, which other processes write to: remembered listings would hide their writes,
+        ranged reads would mix them."""
         one_request = {"max_concurrency": 1} if self.url.startswith(("s3://", "s3a://")) else {}
         return {"use_listings_cache": False, **one_request, **self.options}
 
@@ -123,7 +124,7 @@ class Store:
             raise StoreTooNew(f"{self.url} has format {found}, this version reads up to {FORMAT}; {_FIX_NEWER}")
 
     def read_bytes(self, key: str) -> bytes:
-        """Raises NotInStore."""
+        """The bytes under a key. Raises NotInStore."""
         path = self.path(key)
         try:
             return bytes(self._fs.cat_file(path))
@@ -139,7 +140,7 @@ class Store:
         write_whole(path, data)
 
     def read_json(self, key: str) -> Any:
-        """Raises NotInStore, or Damaged when the bytes are not JSON."""
+        """The value under a key. Raises NotInStore, or Damaged when the bytes are not JSON."""
         try:
             return json.loads(self.read_bytes(key))
         except ValueError as error:  # not JSON, or not even text
@@ -255,7 +256,7 @@ def json_bytes(what: str, value: Any) -> bytes:
 
 
 def _not_finite(value: Any, *at: str) -> str | None:
-    """Where the first number lies that JSON has no word for, and what it is."""
+    """Where the first number lies that JSON has no word for, and which one it is; None without such a number."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{'.'.join(at) or 'the value'} is {value}"
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()

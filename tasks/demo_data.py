@@ -163,7 +163,7 @@ def _defects(category: str, size: int) -> dict[str, Defect]:
 
 
 def _generator(*names: int) -> np.random.Generator:
-    """Each image has its own, so that asking for more images leaves the first ones as they were."""
+    """The random generator of one image, so that asking for more images leaves the first ones as they were."""
     return np.random.default_rng(names)
 
 

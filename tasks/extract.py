@@ -75,7 +75,7 @@ def _key(validated: Validated, spec: FeatureSpec, **of_part: dict[str, int]) -> 
 
 
 def features_series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
-    """What outputs share whose rows, of equal images, are equal."""
+    """The name of the series of outputs whose rows are equal for equal images."""
     return step_key(
         "features",
         validated.category.dataset,
@@ -146,7 +146,7 @@ class _Before:
         self.stacks = {layer: Stack.open(store, known.output, f"layer{layer}") for layer in spec.keys}
 
     def of(self, ids: Sequence[str]) -> dict[str, _Row]:
-        """Those of these images that are there."""
+        """The images, of these, whose features are there."""
         names = [name for name in dict.fromkeys(ids) if name in self.known]
         rows = [self.known.rows[name] for name in names]
         layers = {layer: stack.read(rows) for layer, stack in self.stacks.items()} if rows else {}

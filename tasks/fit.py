@@ -85,7 +85,7 @@ def _of_tonight(cell: Cell, validated: Validated) -> dict[str, str]:
 
 
 def series_read(cell: Cell, validated: Validated) -> str:
-    """What fits share that read equal values of equal images."""
+    """The name of the series that the fit reads: of its outputs equal images have equal values."""
     _, spec = inputs_of(cell)
     return pixels_series(validated.prepared) if spec is None else features_series(validated, spec)
 
@@ -124,7 +124,7 @@ def method_code(step: str, detector: Detector) -> str:
 def source_for(
     detector: Detector, validated: Validated, features: str | None, ids: list[str], batch_size: int = 16
 ) -> StoredSource:
-    """What this detector reads of these images."""
+    """The images and features, of these ids, that this detector reads."""
     return StoredSource(
         validated,
         ids,
@@ -198,7 +198,7 @@ def _losses(detector: Detector) -> list[list[float | None]]:
 
 
 def _doubts(detector: Detector, validated: Validated, ids: list[str]) -> list[str]:
-    """What speaks against this method on these images."""
+    """Sentences that speak against this method on these images."""
     sample = ids[:: max(1, len(ids) // _ENOUGH_TO_SEE)][:_ENOUGH_TO_SEE]
     if not detector.traits.aligned_images_only or len(sample) < 2:
         return []

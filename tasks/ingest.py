@@ -67,7 +67,7 @@ def ingest(
 
 
 def _hashes_key(root: str) -> str:
-    """Files are known by where they lie, so each folder has a table of its own, of names given by the same code."""
+    """The key of a folder's table of hashes, which names files by where they lie and by the same code."""
     known_by = f"{code_fingerprint('storage.files')} {Path(root).resolve()}"
     return f"hashes/{content_hash(known_by.encode())}.parquet"
 
@@ -133,7 +133,7 @@ def _rows(aside: list[SetAside]) -> list[dict[str, Any]]:
 
 
 def _counts(samples: list[Sample]) -> dict[str, int]:
-    """Images by use, such as `test_anomalous`; `without_mask` are anomalous images whose mask is unknown."""
+    """Numbers of images by use, such as `test_anomalous`; `without_mask` are anomalous images whose mask is unknown."""
     counts = Counter(sample.split if sample.split != "test" else f"test_{sample.label}" for sample in samples)
     without = sum(sample.label == "anomalous" and sample.mask is None for sample in samples)
     return {**dict(sorted(counts.items())), "without_mask": without}

@@ -90,5 +90,5 @@ def _predict(
 
 
 def read_scores(store: Store, predicted: Artifact) -> pd.DataFrame:
-    """`id` and `score`, a row a test image."""
+    """A table of `id` and `score`, a row a test image."""
     return read_table(store, f"{predicted.folder}/scores.parquet")

@@ -114,7 +114,7 @@ def prepare(category: Category, image_size: int, white: float | None = None) -> 
 
 
 def images_series(category: Category, image_size: int, **of: Any) -> str:
-    """What outputs share whose rows, of equal images, are equal."""
+    """The name of the series of outputs whose rows are equal for equal images."""
     code = code_fingerprint(__name__)
     return step_key("images", category.dataset, category.category, image_size=image_size, code=code, **of)
 
@@ -130,7 +130,7 @@ def white_of(store: Store, images: str) -> float | None:
 
 
 def pixels_series(prepared: Prepared) -> str:
-    """What outputs share that read equal pixels of equal images: those of one range."""
+    """The name of the series of what reads equal pixels of equal images: of images with one range."""
     store = Store(prepared.category.store)
     return images_series(prepared.category, prepared.image_size, **_of_range(white_of(store, prepared.images)))
 
@@ -169,7 +169,8 @@ def _prepare(store: Store, category: Category, image_size: int, white: float | N
 def _learned(
     pool: ThreadPoolExecutor, store: Store, series: str, root: Path, folders: Sequence[str], good: Sequence[Sample]
 ) -> float | None:
-    """The end of the range of good images with more than 8 bits; those that were decoded before are not again."""
+    """The end of the range of good images with more than 8 bits; images that were decoded before are not decoded
+    again."""
     if not good:
         return None
     known = earlier(store, series)
@@ -225,7 +226,7 @@ def _before(store: Store, series: str, channels: int, white: float | None) -> _B
 
 
 def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sample]) -> Iterator[list[_Seen]]:
-    """What is seen of the samples, a shard at a time; the next shard is decoded while this one is written."""
+    """The facts and pixels of the samples, a shard at a time; the next shard is decoded while this one is written."""
     pending: Iterator[_Seen] = iter(())
     for start in range(0, len(samples) + SHARD, SHARD):
         following = pool.map(look, samples[start : start + SHARD])
@@ -260,7 +261,7 @@ def _look(
 
 
 def _known(root: Path, folders: Sequence[str], facts: Mapping[str, dict[str, Any]], sample: Sample) -> dict[str, Any]:
-    """The facts of one that was decoded before."""
+    """The facts of a sample that was decoded before."""
     return _listed(root, folders, sample) | facts[sample.id]
 
 

@@ -121,7 +121,7 @@ def _table(
 def compared(
     validated: Validated, features: str, spec: FeatureSpec, samples: Sequence[Sample], device: str
 ) -> Unlikeness:
-    """How unlike the others each of these images is, one at least. `features`: key of the spec's features."""
+    """The deviation of each of these images, one at least, from the others. `features`: key of the spec's features."""
     layer = _layer(Store(validated.category.store), features, spec)
     one_layer = FeatureSpec(spec.backbone, (layer,), spec.image_size, spec.weights)  # no other is read
     ids = [sample.id for sample in samples]
@@ -187,7 +187,7 @@ def without(
 def _accepted(
     counts: Mapping[str, Mapping[str, int]], samples: Sequence[Sample], reasons: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
-    """The counts of the splits that images are taken from, by how many are accepted then."""
+    """The verdict's counts of the splits that images are taken from, with how many are accepted without them."""
     gone = Counter(sample.split for sample in samples if sample.key in reasons)
     return {split: {**counts[split], "accepted": counts[split]["accepted"] - n} for split, n in gone.items()}
 

@@ -154,14 +154,15 @@ def _is_mixed(name: str) -> bool:
 
 
 def _without_shared_masks(samples: Iterable[Sample]) -> list[Sample]:
-    """A mask that has the name of images in several folders may be that of any of them: it is nobody's."""
+    """The samples without the masks that are named like images of several folders: such a mask may belong to any of
+    them."""
     samples = list(samples)
     count = Counter(sample.mask for sample in samples)
     return [replace(s, mask=None) if s.mask is not None and count[s.mask] > 1 else s for s in samples]
 
 
 def _mask_folders(root: Path, folder: str, category: str) -> dict[str, list[str]]:
-    """Folder of images -> the masks that are its own; under no name those that may be any folder's."""
+    """Folder of images -> its own masks; under the empty name, masks that may belong to any folder."""
     found: dict[str, list[str]] = {}
     for name in subfolders(root / folder):
         match = _MASKS.fullmatch(plain(name))
@@ -188,7 +189,7 @@ def _pair(images: Sequence[str], *pools: Sequence[str]) -> dict[str, str]:
 
 
 def _unique(paths: Sequence[str], named: Callable[[str], str]) -> dict[str, str]:
-    """Name -> path; a name that several share says nothing."""
+    """Name -> path of the only file with this name; names that several files share are left out."""
     count = Counter(named(path) for path in paths)
     return {named(path): path for path in paths if count[named(path)] == 1}
 

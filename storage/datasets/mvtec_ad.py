@@ -210,7 +210,7 @@ class _Tree:
         return samples, aside + strays(self.place, self.root, self.category, known, why, opened, self.folders)
 
     def _in(self, folder: Folder, mask_rule: str) -> tuple[list[Sample], list[SetAside]]:
-        """The samples of a folder; masks in it are no images, and serve those that have none elsewhere."""
+        """The samples of a folder. Masks in it are not images; they belong to those that have no mask elsewhere."""
         files = self.images(folder.path)
         beside = masks_beside(self.root, files)
         images = [path for path in files if path not in beside]
@@ -233,7 +233,7 @@ class _Tree:
 
 
 def _ambiguous(category: str, images: Sequence[str], masks: Sequence[str]) -> list[SetAside]:
-    """Masks that may be of either of two images."""
+    """Masks that may belong to either of two images."""
     aside = []
     for group in same_stem(images) if masks else ():
         for mask in dict.fromkeys(pair([group[0]], masks, "_mask", "").values()):

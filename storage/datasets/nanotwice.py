@@ -89,7 +89,7 @@ def _fits(folder: Path) -> bool:
 
 
 def _whole_images(dataset: str, root: Path) -> tuple[list[Sample], list[str]]:
-    """A sample an image, and the folders that are looked into."""
+    """The samples, one an image, and the folders that are looked into."""
     samples: list[Sample] = []
     normal, anomalous = (_with_folders(named(root, name)) for name in ("normal", "anomalous"))
     for folder in normal:
@@ -116,7 +116,8 @@ def _why_left(path: str) -> str:
 
 
 def _cut(root: Path, sample: Sample, tile: int) -> tuple[list[Sample], list[SetAside]]:
-    """The sample as boxes, labelled by its mask; whole when it is no image, which shows in decoding."""
+    """The sample cut into boxes, each labelled by its mask; the whole sample when its file is no image, which is told
+    when it is decoded."""
     try:
         height, width = image_size(root / sample.path)
     except DatasetError:

@@ -214,7 +214,7 @@ def _why_not_learned_from(entry: _Entry, normal: str, judged: Collection[str]) -
 
 
 def _entries(category: str, images: str, content: Mapping[str, Any], table: str) -> tuple[list[_Entry], dict[str, str]]:
-    """The entries of both lists, those to be judged first, and why some are none."""
+    """The entries of both lists, test images first; and place in the file -> why nothing is listed for it."""
     prefix = PurePosixPath(images, str(content["meta"].get("prefix", category)))
     found: list[_Entry] = []
     aside: dict[str, str] = {}

@@ -154,7 +154,7 @@ def _boxes(width: int, height: int, tile: int | None) -> Iterator[tuple[int, int
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin along a side: one after the other, the last one ending with it."""
+    """The first pixels of tiles along a side: one after the other, the last tile ending with the side."""
     starts = list(range(0, length - side + 1, side)) or [0]
     if starts[-1] + side < length:
         starts.append(length - side)

@@ -207,7 +207,7 @@ class Registry:
                 (aside / file).write_bytes(data)
 
     def _claim(self, name: str) -> int:
-        """The next number, which nobody else has or ever had.
+        """The next number of a model, which nobody else has or ever had.
 
         Object stores cannot create a key only if it is not there. So each writer first leaves a claim under the number
         and then looks: who sees no other claim has it. Of two writers the later to look sees both claims, hence never
@@ -242,7 +242,7 @@ class Registry:
             raise InUse(f"{name}@{number} is {' and '.join(aliases)}; promote another version, then delete it")
 
     def _why_kept(self, name: str, number: int, aliases: Aliases, pointed: set[str]) -> str | None:
-        """Why a version that is not among the newest may not go."""
+        """The reason why a version that is not among the newest must stay, or None."""
         if aliases.of(number):
             return " and ".join(aliases.of(number))
         try:
@@ -252,7 +252,7 @@ class Registry:
         return None if pointed.isdisjoint({version_key(name, number), *outputs}) else "a run record points to it"
 
     def _below(self, name: str) -> list[tuple[int, str]]:
-        """(number, key within its folder) of everything that is kept under a model's numbers."""
+        """(number, key within its folder) of everything kept under a model's numbers."""
         found = re.compile(rf"{re.escape(f'{ROOT}/{name}')}/(\d+)/(.+)")
         return [(int(m[1]), m[2]) for key in self.store.list(f"{ROOT}/{name}") if (m := found.fullmatch(key))]
 

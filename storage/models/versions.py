@@ -138,7 +138,7 @@ def version_bytes(version: ModelVersion) -> bytes:
 
 
 def version_from(data: bytes, label: str) -> ModelVersion:
-    """What `version_bytes` gave, under the label it should have.
+    """The version that `version_bytes` wrote, which must have this label.
 
     Raises StoreTooNew for a later format, and Damaged for bytes that are no version or that of another label.
     """

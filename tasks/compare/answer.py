@@ -89,7 +89,7 @@ def _lead(first: RankedRow, second: RankedRow, metric: str) -> str | None:
 
 
 def _certainty(found: Ranking, contest: Contest) -> list[str]:
-    """What the paired comparison says of the next method, and how many of the others can be told apart."""
+    """Sentences: whether the next method can be told apart from the best, and how many of the others can."""
     metric, by_name = heading(contest.metric), {one.name: one for one in contest.against}
     following = [row.variant.name for row in found.complete if row.variant.name in by_name]
     if not following:

@@ -62,7 +62,7 @@ class Contest:
     """Highest figure first; those without one last."""
 
     def named(self, words: str) -> list[str]:
-        """The methods of which this is said."""
+        """The names of the methods with these words."""
         return [one.name for one in self.against if one.words == words]
 
 

@@ -17,7 +17,7 @@ from tasks.compare.variants import Column
 
 @dataclass(frozen=True)
 class Compared:
-    """What the replicates of the cells tell of the methods."""
+    """What a comparison of methods by the replicates of their cells has found."""
 
     answer: str
     support: list[str]

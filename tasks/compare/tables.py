@@ -171,7 +171,7 @@ def _mean_of(value: Value | None) -> float | None:
 def _best(
     variants: Sequence[Variant], columns: Sequence[Column], metric: str, means: Mapping[str, Mapping[str, Value]]
 ) -> frozenset[str]:
-    """Who has the highest mean. A mean over fewer categories is not comparable, so it cannot win."""
+    """The methods with the highest mean. A mean over fewer categories is not comparable, so it cannot win."""
     measured = [column for column in columns if any(v.value(column, metric) for v in variants)]
     whole = [v.name for v in variants if all(v.value(column, metric) for column in measured)]
     if not measured or not whole or len(variants) == 1:

@@ -55,12 +55,12 @@ class Measured:
     peak_memory_mb: float = 0.0
 
     def as_meta(self) -> dict[str, float]:
-        """For a manifest."""
+        """The cost, for a manifest."""
         seconds = time.perf_counter() - self.started
         return {"seconds": round(seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
 
     def with_parts(self, parts: Mapping[str, Any]) -> dict[str, float]:
-        """For the manifest of an output whose parts cost something before."""
+        """The cost, for the manifest of an output whose parts cost something before."""
         own = self.as_meta()
         return {
             "seconds": round(own["seconds"] + parts.get("seconds", 0), 3),
@@ -101,7 +101,7 @@ _only_look: ContextVar[bool] = ContextVar("_only_look", default=False)
 
 @contextmanager
 def only_looking() -> Iterator[None]:
-    """Inside, a step that would compute raises NotMadeYet instead: how a plan learns what is there."""
+    """A block in which a step that would compute raises NotMadeYet instead: how a plan learns what is there."""
     token = _only_look.set(True)
     try:
         yield
@@ -130,7 +130,8 @@ def step_key(step: str, dataset: str, category: str, **inputs: Any) -> str:
 
 
 def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
-    """Prefect's `retry_condition_fn`: again after a passing fault (I/O), never after a bug or a full disk."""
+    """Whether Prefect tries a task again (its `retry_condition_fn`): after a passing fault (I/O), never after a bug or
+    a full disk."""
     try:
         state.result()
     except OSError as error:
@@ -197,7 +198,7 @@ class _Code:
 
 @cache
 def _read(module: str) -> _Code:
-    """Read once a process: steps and methods share most of theirs."""
+    """The code of a module, read once a process: steps and methods share most of theirs."""
     file = _file(module)
     assert file is not None
     tree = ast.parse(file.read_bytes())
@@ -223,7 +224,8 @@ def _read(module: str) -> _Code:
 
 
 def _file(module: str) -> Path | None:
-    """Looked for, not imported, and None for a name in a module: importing is what takes the time."""
+    """The file of a module, or None for a name within a module. It is looked for, not imported: importing is what takes
+    the time."""
     place = _ROOT.joinpath(*module.split("."))
     return next((file for file in (place / "__init__.py", Path(f"{place}.py")) if file.is_file()), None)
 

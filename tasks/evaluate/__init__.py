@@ -64,7 +64,7 @@ def evaluate(
 
 
 def judge(cell: Cell, validated: Validated, calibration: str, maps: str, parts: Sequence[str] = ()) -> Artifact:
-    """What `evaluate` makes a record of."""
+    """The stored evaluation that `evaluate` makes a record of."""
     store = Store(validated.category.store)
     key = step_key(
         "evaluations",
@@ -146,13 +146,14 @@ def _evaluate(
 
 
 def _deciding(promise: dict[str, Any]) -> dict[str, Any]:
-    """The thresholds that decide, and what that of images did."""
+    """The thresholds that decide, and what the one of images did."""
     did = {name: value for name, value in promise["image"].items() if name.startswith(("false_reject_", "miss_"))}
     return {"image": promise["image"], "pixel": promise["pixel"], "realised": did}
 
 
 def _at_rim(held_out: Mapping[str, Any]) -> dict[str, float]:
-    """Held-out good images with their highest value at the rim, all of them, and the rim's share of the area."""
+    """The number of held-out good images whose highest value lies at the rim, the number of all, and the rim's share of
+    the area."""
     peaks = held_out.get("at_rim", [])
     return {"peaks": sum(peaks), "images": len(peaks), "area": 1 - (1 - 2 * RIM) ** 2}
 
@@ -234,7 +235,7 @@ def _curves(counts: PixelCounts, scores: np.ndarray, labels: np.ndarray) -> dict
 
 
 def _counts(validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
-    """Images, but for those that were learned from, which the model tells."""
+    """Numbers of images, without those that were learned from, which the model tells."""
     store = Store(validated.category.store)
     test = Counter(f"test_{sample.label}" for sample in samples)
     verdict = store.get(validated.verdict).meta

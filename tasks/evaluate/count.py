@@ -71,7 +71,7 @@ def _row(image: ImageCounts) -> dict[str, Any]:
 
 
 def counted_parts(store: Store, parts: Sequence[str]) -> CountedPixels:
-    """What the parts counted, added up: as if one had counted all."""
+    """The counts of the parts, added up: as if one pass had counted all."""
     found, maxima = CountedPixels.nothing(()), []
     for part in map(store.get, parts):
         if not part.meta["ids"]:

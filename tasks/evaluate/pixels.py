@@ -21,7 +21,7 @@ _MARKED = 64
 
 @dataclass(eq=False)
 class CountedPixels:
-    """All that is counted of the test images' pixels."""
+    """The counts of the test images' pixels."""
 
     counts: PixelCounts
     """Over all images whose truth is known."""
@@ -34,7 +34,7 @@ class CountedPixels:
 
     @staticmethod
     def nothing(promised: Sequence[float]) -> CountedPixels:
-        """Before the first image."""
+        """The counts before the first image."""
         return CountedPixels(PixelCounts(), [], np.zeros(0), {rate: [] for rate in promised})
 
 
@@ -47,8 +47,8 @@ def count_pixels(
     draft: Draft,
     first: int = 0,
 ) -> CountedPixels:
-    """One pass over masks and maps, whose rows begin with `first`; leaves the masks, at the maps' size, in `masks` of
-    the draft for the report."""
+    """The counts of one pass over masks and maps, whose rows begin with `first`; leaves the masks, at the maps' size,
+    in `masks` of the draft for the report."""
     found = CountedPixels.nothing(promised)
     if not samples:
         return found
@@ -78,7 +78,8 @@ def count_pixels(
 def boundaries_at(
     thresholds: Mapping[str, float], store: Store, truths: Truths, predicted: Artifact, samples: Sequence[Sample]
 ) -> dict[str, dict[str, float]]:
-    """A second pass, for which the best threshold had to be known: metric -> image id -> boundary F at its threshold.
+    """Metric -> image id -> boundary F at the metric's threshold: a second pass, since the best threshold had to be
+    known.
 
     Of images with a mask; one whose defect has no outline, since it covers the whole image, has none.
     """

@@ -32,7 +32,7 @@ class Truth:
     """bool (h, w): pixels that count; None: all."""
 
     def counted(self) -> dict[str, Any]:
-        """As `PixelCounts.add` takes it: where there are defects, their union is the mask."""
+        """The truth as `PixelCounts.add` takes it: where there are defects, their union is the mask."""
         return {
             "mask": None if self.defects else self.mask,
             "shape": self.shape if self.mask is None else None,
@@ -52,7 +52,8 @@ class Truths:
         self._shapes = _native_shapes(store, validated)
 
     def of(self, sample: Sample) -> Truth | None:
-        """None when nobody knows where the defect is. Raises MaskError or DatasetError for unusable files."""
+        """The truth about a sample; None when nobody knows where the defect is. Raises MaskError or DatasetError for
+        unusable files."""
         if sample.mask_state == "unknown":
             return None
         valid = None if sample.xyz is None else measured_pixels(self._root, sample, self._folders)

@@ -48,7 +48,7 @@ def intervals_of(found: Mapping[str, Replicates], absent: Mapping[str, str]) -> 
 
 
 def write_replicates(store: Store, draft: Draft, found: Mapping[str, Replicates]) -> None:
-    """Keep them in the draft, a row a metric."""
+    """Keep the replicates in the draft, a row a metric."""
     rows = [
         {"metric": metric, "estimate": r.estimate, "images": r.images, "pairs": r.pairs, "values": r.values}
         for metric, r in found.items()

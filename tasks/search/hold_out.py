@@ -75,7 +75,7 @@ class Split:
 
 
 def split_of(samples: Sequence[Sample], share: float, seed: int) -> Split:
-    """Which training images are held out, and what becomes of them: drawn by hash, parts with all their images.
+    """The training images that are held out, drawn by hash, parts with all their images; and what each half serves for.
 
     At least two are held out and two are left to learn from. Raises DatasetError where there are not so many.
     """
@@ -100,7 +100,8 @@ def split_of(samples: Sequence[Sample], share: float, seed: int) -> Split:
 
 
 def split_of_held_out(samples: Sequence[Sample], fitted: Sequence[str], held_out: Sequence[str], seed: int) -> Split:
-    """Only images that a model did not learn from are judged; of the others two stand for those it did.
+    """The split in which only images that a model did not learn from are judged; two of the others stand for those it
+    learned from.
 
     Raises DatasetError where fewer than two are held out.
     """

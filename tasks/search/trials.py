@@ -36,7 +36,7 @@ class Interval:
     """Whether each order of magnitude is as likely as any other."""
 
     def draw(self, rng: random.Random) -> float:
-        """One of them; all but whole numbers have three digits."""
+        """A number of the interval; all but whole numbers have three digits."""
         # Random.random is the one method whose numbers Python promises to keep.
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         if isinstance(self.low, int) and isinstance(self.high, int):

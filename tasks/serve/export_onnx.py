@@ -41,7 +41,7 @@ class Exported:
     """The same of the scores."""
 
     def said(self) -> str:
-        """For the user."""
+        """A sentence for the user."""
         return (
             f"{FILE}, {self.size / 1e6:.1f} MB: on {self.images} images its maps differ from ours by at most "
             f"{self.map:.1e} of the largest value, its scores by {self.score:.1e}; {TOLERANCE:.0e} is allowed"
@@ -123,7 +123,7 @@ def metadata(loaded: LoadedVersion) -> dict[str, str]:
 
 
 def _input(white: float | None) -> str:
-    """How values are scaled to those that the file takes (`al_models.parts.images.decode`)."""
+    """The scaling of values to those that the file takes (`al_models.parts.images.decode`)."""
     if white is None:
         return "uint8 RGB"
     if white == WHOLE:

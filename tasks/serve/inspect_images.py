@@ -162,13 +162,13 @@ class Inspection:
 
 
 def key_of(line: Mapping[str, Any]) -> bytes:
-    """What a line is about: this content, under this path, judged by this version."""
+    """The identity of a line: this content, under this path, judged by this version."""
     named = [line["path"], line["id"], line["model"], line["state"]]
     return hashlib.sha256(json.dumps(named).encode()).digest()[:12]
 
 
 def _line(judged: Judged) -> dict[str, Any]:
-    """All figures about an image."""
+    """All figures about an image, for its line."""
     opened = judged.opened
     return {
         "decision": judged.decision,
@@ -192,7 +192,8 @@ def _tiff(map: np.ndarray) -> bytes:
 
 
 def scale_of(loaded: LoadedVersion) -> Scale:
-    """From the median of the held-out images' map values to as far beyond the threshold as that is beyond it."""
+    """The scale from the median of the held-out images' map values to as far beyond the threshold as that is beyond
+    it."""
     shares = np.cumsum(loaded.pixels.shares)
     low, most = (float(just_below(np.searchsorted(shares, share * shares[-1]))) for share in (0.5, 1))
     threshold = loaded.version.calibration.pixel

@@ -120,7 +120,7 @@ class Judge:
         self.runtime = runtime_of(cell)
 
     def __call__(self, opened: Sequence[Opened]) -> list[Judged]:
-        """What is to be said of each image; of one that a detector cannot work with, why."""
+        """The judgement on each image; of one that a detector cannot work with, why."""
         readable = [one for one in opened if one.problem is None]
         judged = {one.path: Judged(one, "unreadable", one.problem) for one in opened}
         judged |= {one.opened.path: one for one in in_memory(lambda size: self._all(readable, size), self.batch_size)}
@@ -159,7 +159,8 @@ class Judge:
         return detector.predict(batch, self.runtime), features
 
     def _features(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        """As `tasks.extract` stores them, in half precision: thresholds were set on such. Raises InvalidInput as it."""
+        """The features as `tasks.extract` stores them, in half precision: thresholds were set on such. Raises
+        InvalidInput as it."""
         if self.spec is None:
             return {}
         from al_models.parts.backbone import cached_backbone  # timm takes seconds to import

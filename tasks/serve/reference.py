@@ -29,13 +29,13 @@ class Reference:
     """Values of held-out good images, float64 [n] each: `score`, `features` (their distance in the scope), LIGHT."""
 
     def to_bytes(self) -> bytes:
-        """As a version keeps it."""
+        """The reference as a version keeps it."""
         scope = {f"scope.{name}": np.asarray(value, np.float64) for name, value in asdict(self.scope).items()}
         return as_safetensors(scope | self.statistics)
 
     @staticmethod
     def from_bytes(data: bytes) -> Reference:
-        """What `to_bytes` gave."""
+        """The reference that `to_bytes` wrote."""
         arrays = safetensors.numpy.load(data)
         scope = {name: arrays.pop(f"scope.{name}") for name in ("mean", "whitening", "centre", "spread")}
         ends = {name: float(scope.pop(name)) for name in ("centre", "spread")}
@@ -43,8 +43,8 @@ class Reference:
 
 
 def reference_of(store: Store, record: RunRecord, model: Mapping[str, Any], scores: np.ndarray) -> Reference:
-    """From what the run stored of its images. `model`: what the fit said of its output; scores [n] are those of the
-    held-out images. Raises NotInStore when an output of the run is gone."""
+    """The reference made from what the run stored of its images. `model`: what the fit said of its output; scores [n]
+    are those of the held-out images. Raises NotInStore when an output of the run is gone."""
     learned, held_out = model["fitted_on"], model["held_out"]
     light, seen = _looks(store, record.keys["images"], record.keys.get("features"), [*learned, *held_out])
     scope = Scope.of(seen[: len(learned)], seen[len(learned) :])
@@ -60,8 +60,8 @@ def statistics_of(
     ids: Sequence[str],
     scores: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The same statistics, float64 [n] each, of other stored images. `images`, `features`: keys of the prepared images
-    and of the features, if there are any; `scores` [n] by the model of the reference."""
+    """The statistics of a reference, float64 [n] each, of other stored images. `images`, `features`: keys of the
+    prepared images and of the features, if there are any; `scores` [n] by the model of the reference."""
     return _statistics(reference.scope, *_looks(store, images, features, ids), scores)
 
 

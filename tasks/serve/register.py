@@ -77,7 +77,7 @@ def _add(registry: Registry, record: RunRecord) -> ModelVersion:
 
 
 def _version_of(record: RunRecord, model: dict[str, Any], parent: int | None) -> ModelVersion:
-    """All but what the registry itself says of it. `model`: what the fit said of its output."""
+    """The version with all but what the registry itself adds to it. `model`: what the fit said of its output."""
     spec = create(record.method, **record.params).feature_spec()
     image, pixel = record.calibration["image"], record.calibration["pixel"]
     return ModelVersion(

@@ -53,12 +53,12 @@ class Summary:
 
     @property
     def changed(self) -> list[Change]:
-        """What has drifted."""
+        """The statistics that have drifted."""
         return [change for change in self.drift if change.changed]
 
     @property
     def drift_table(self) -> list[dict[str, Any]]:
-        """All that was looked at, a row each."""
+        """The statistics that were looked at, a row each."""
         return [asdict(change) for change in self.drift]
 
 

@@ -72,7 +72,8 @@ def verdict_key(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> str:
 
 
 def findings(store: Store, verdict: str) -> pd.DataFrame:
-    """What was found, a row a finding, texts without absent values. Raises NotInStore for a key without a verdict."""
+    """A table of what was found, a row a finding, texts without absent values. Raises NotInStore for a key without a
+    verdict."""
     table = read_table(store, f"{store.get(verdict).folder}/findings.parquet")
     return table.astype("string").fillna("")
 
@@ -150,7 +151,7 @@ def _findings(
 
 
 def _unknown_masks(rules: Sequence[Rule], outcomes: Mapping[str, Outcome], images: pd.DataFrame) -> set[str]:
-    """Keys of the images whose masks say nothing that can be believed."""
+    """Keys of the images whose masks cannot be believed."""
     unknown = set(images.loc[images["mask_state"] == "unreadable", "key"])
     for rule in rules:
         if rule.mask_unknown:

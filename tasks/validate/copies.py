@@ -29,10 +29,10 @@ _NONE = np.iinfo(np.int32).max
 
 
 def same_content(table: pd.DataFrame) -> pd.DataFrame:
-    """Which other image has the same content, in one of three columns of keys (absent for most images).
+    """Keys of other images with the same content, a row an image, in one of three columns (absent for most images).
 
     `seen_in`: in a split that stays. `other_label`: in test, but good where this is anomalous or vice versa.
-    `copy_of`: the first in the same split. Takes id, key, split, label, readable; unreadable files are none's copies.
+    `copy_of`: the first in the same split. Takes id, key, split, label, readable; unreadable files have no copies.
     """
     found = pd.DataFrame(index=table.index, columns=["other_label", "copy_of", "seen_in"], dtype="string")
     group = table.loc[table["readable"] & table["id"].duplicated(keep=False), ["id", "key", "split", "label"]]
@@ -52,7 +52,8 @@ def same_content(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def same_part(table: pd.DataFrame) -> pd.DataFrame:
-    """Which image of a split that stays shows the same physical part: columns `part_seen_in`, `part_seen_split`."""
+    """Keys and splits of images that show the same physical part in a split that stays, a row an image: columns
+    `part_seen_in`, `part_seen_split`."""
     found = pd.DataFrame(index=table.index, columns=["part_seen_in", "part_seen_split"], dtype="string")
     group = _in_order_of_staying(
         table.loc[table["readable"] & table["part"].notna(), ["part", "key", "split"]], ["part"]
@@ -69,7 +70,7 @@ def _in_order_of_staying(group: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def nearly_same(table: pd.DataFrame, bits: int) -> pd.DataFrame:
-    """Which image that stays shows nearly the same picture, by Hamming distance of the perceptual hashes.
+    """Images that stay and show nearly the same picture, a row an image, by Hamming distance of the perceptual hashes.
 
     Columns `near_copy_of`, `near_copy_bits` (the closest earlier one in the same split that shows another part) and
     `near_seen_in`, `near_seen_split`, `near_seen_bits` (the closest one in a split that stays). Pairs count up to
@@ -135,7 +136,7 @@ def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _part_numbers(parts: pd.Series) -> np.ndarray:
-    """A number a part; images whose part is not known have one each."""
+    """A number for each image's part; images whose part is not known have a number each."""
     numbers, names = pd.factorize(parts)
     unknown = numbers < 0
     numbers[unknown] = len(names) + np.arange(unknown.sum())

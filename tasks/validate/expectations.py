@@ -87,7 +87,7 @@ def _run_checkpoint(gx: Any, context: Any, name: str, rules: Sequence[Rule], tab
 
 
 def _columns(rules: Sequence[Rule]) -> list[str]:
-    """Those that the rules look at: the others would be copied with each."""
+    """The columns that the rules look at: the others would be copied with each."""
     names = [rule.arguments.get(given) for rule in rules for given in ("column", "column_A", "column_B")]
     return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -124,7 +124,8 @@ def _great_expectations() -> tuple[Any, Any]:
 
 
 def _outcome(result: Any) -> Outcome:
-    """Raises RuntimeError for an expectation that could not be evaluated, which would pass for a broken rule."""
+    """The outcome of an expectation. Raises RuntimeError where it could not be evaluated, which would pass for a broken
+    rule."""
     if not {"element_count", "observed_value"} & set(result.result):
         raise RuntimeError(
             f"Great Expectations could not evaluate {result.expectation_config}: {result.exception_info}"

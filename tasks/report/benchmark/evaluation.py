@@ -50,7 +50,7 @@ def artifact(store: Store, record: RunRecord, step: str) -> Artifact | None:
 
 
 def read_evaluation(store: Store, record: RunRecord) -> Evaluation:
-    """Lines, curves and histogram; what is absent is empty."""
+    """The lines, curves and histogram of a cell; what is absent is empty."""
     found = artifact(store, record, "evaluation")
     if found is None:
         return Evaluation([], {}, None, {})
@@ -93,7 +93,7 @@ def _curves(store: Store, found: Artifact) -> dict[str, list[tuple[float, float]
 
 
 def _read_json(store: Store, found: Artifact, name: str) -> dict[str, Any]:
-    """Empty when it is not there."""
+    """The value under a key; empty when it is not there."""
     try:
         read: dict[str, Any] = json.loads(store.read_bytes(f"{found.folder}/{name}"))
     except StorageError:
@@ -102,7 +102,7 @@ def _read_json(store: Store, found: Artifact, name: str) -> dict[str, Any]:
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """Few points, evenly along the line's length, so that steep and flat parts are drawn equally well."""
+    """A few points of a line, evenly along its length, so that steep and flat parts are drawn equally well."""
     points = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)], axis=1)  # (n, 2)
     length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     wanted = np.searchsorted(length, np.linspace(0.0, length[-1], _CURVE_POINTS))

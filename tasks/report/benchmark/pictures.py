@@ -99,7 +99,7 @@ def _spread(
 
 
 def evidence_scale(records: Sequence[RunRecord]) -> Scale | None:
-    """From 0 to log10(n + 1), n: the most held-out images of any cell; None when no cell has any."""
+    """The scale from 0 to log10(n + 1), n: the most held-out images of any cell; None when no cell has any."""
     held_out = [(record.calibration.get("pixel") or {}).get("n") or 0 for record in records]
     most = max(held_out, default=0)
     return Scale(0.0, math.log10(most + 1), None, f"log10({most} + 1)") if most else None
@@ -158,7 +158,7 @@ class _ByImage:
         return self.all_of([image_id])[0]
 
     def all_of(self, image_ids: Sequence[str]) -> np.ndarray:
-        """In one reading: a stored chunk holds several."""
+        """The pictures of these images in one reading: a stored chunk holds several."""
         return self.stack.read([self.position[image_id] for image_id in image_ids])
 
 
@@ -216,7 +216,7 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _scale(maps: _ByImage, rows: Sequence[dict[str, Any]], threshold: float | None) -> Scale:
-    """From what good looks like to as far beyond the threshold as the threshold is beyond good."""
+    """The scale from what good looks like to as far beyond the threshold as the threshold is beyond good."""
     if not rows:
         return Scale(0.0, 1.0, threshold, "no image")
     good = [row for row in rows if row["label"] == "good"]

@@ -112,7 +112,7 @@ def report(store_url: str, out: str, cells: list[str] | None = None, judged: lis
 
 
 def judged_of(store: Store, records: Sequence[RunRecord], given: Sequence[Judged]) -> list[Judged]:
-    """What is given, and the last verdict on the images of each other cell; by category."""
+    """The judgements that are given, and the last verdict on the images of each other cell; by category."""
     found = {(one.category.name, one.images): one for one in given}
     for record in sorted(records, key=lambda record: record.finished, reverse=True):
         keys = record.keys

@@ -272,7 +272,7 @@ def _verdict(stored: Stored, overview: Overview, groups: Sequence[Group]) -> tup
 
 
 def _by_rule(groups: Sequence[Group], severity: str) -> str:
-    """Which rules brought it about, the first few."""
+    """The rules that brought it about, the first few."""
     broken = [group for group in groups if group.severity == severity and group.on_images]
     named = [f"{group.rule.replace('_', ' ')} {group.on_images}" for group in broken[:_NAMED]]
     rest = [f"{len(broken) - _NAMED} other rules"] if len(broken) > _NAMED else []
@@ -326,7 +326,7 @@ def _order(split: str, kind: str) -> tuple[int, int, str]:
 
 
 def _groups(stored: Stored, thumbnails: Thumbnails, budget: Budget) -> list[Group]:
-    """By rule, the gravest and then the most frequent first."""
+    """The findings by rule, the gravest and then the most frequent first."""
     asked = {rule["name"]: rule.get("description", "") for rule in (stored.meta or {}).get("expectations") or []}
     parts = {(str(s), str(r)): part for (s, r), part in stored.findings.groupby(["severity", "rule"])}
     order = sorted(parts, key=lambda place: (list(SEVERITIES).index(place[0]), -len(parts[place]), place[1]))
@@ -384,7 +384,7 @@ def _line(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _left_out(files: Sequence[Mapping[str, Any]]) -> list[LeftOut]:
-    """By reason, the most frequent first; what is too much for the page is one line."""
+    """The files left out by reason, the most frequent first; what is too much for the page is one line."""
     groups: dict[str, list[str]] = {}
     count: Counter[str] = Counter()
     for file in files:
@@ -397,7 +397,7 @@ def _left_out(files: Sequence[Mapping[str, Any]]) -> list[LeftOut]:
 
 
 def _files(entry: Mapping[str, Any]) -> int:
-    """How many files an entry of the reader's stands for."""
+    """The number of files that an entry of the reader's stands for."""
     return int(entry.get("files", 1))
 
 
@@ -405,7 +405,7 @@ def _files(entry: Mapping[str, Any]) -> int:
 
 
 def _suspect_chart(stored: Stored) -> Distribution | None:
-    """None where nothing was compared: of too few images all deviations are 0."""
+    """The distribution of deviations; None where nothing was compared: of too few images all deviations are 0."""
     if stored.suspects is None or not (stored.suspects["deviations"] != 0).any():
         return None
     table = stored.suspects.sort_values("deviations", ascending=False, kind="stable")

@@ -93,14 +93,16 @@ def write_data_page(store: Store, folder: str | Path, judged: Sequence[Judged], 
 
 
 def _budget(categories: int) -> Budget:
-    """About 400 kB a category up to 6, less where there are more, so that the page stays a page."""
+    """The budget of a category: about 400 kB up to 6 categories, less where there are more, so that the page stays a
+    page."""
     if categories <= 6:
         return Budget(side=128, shots=24, sheet=40)
     return Budget(side=96, shots=12, sheet=20) if categories <= 20 else Budget(side=72, shots=8, sheet=12)
 
 
 def _name(one: Judged, judged: Sequence[Judged]) -> str:
-    """The category; with its data set where there are several, with its key where it was judged more than once."""
+    """The name of a category; with its data set where there are several, with its key where it was judged more than
+    once."""
     several = len({other.category.dataset for other in judged}) > 1
     name = one.category.name if several else one.category.category
     again = sum(other.category.name == one.category.name for other in judged) > 1
@@ -179,7 +181,7 @@ def _all_findings(category: Category, stored: Stored) -> pd.DataFrame:
 
 
 def _csv(tables: Sequence[pd.DataFrame]) -> str:
-    """All findings. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """All findings as CSV. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
     table = _texts(pd.concat([pd.DataFrame(columns=list(_CSV), dtype=object), *tables])[list(_CSV)])
     table = table.map(lambda text: f"'{text}" if text.startswith(_FORMULA) else text)
     return str(table.to_csv(index=False, lineterminator="\n"))

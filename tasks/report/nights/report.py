@@ -40,7 +40,7 @@ class Held:
 
     @property
     def command(self) -> str:
-        """What follows `al nights release` and `al nights refuse`."""
+        """The words that follow `al nights release` and `al nights refuse`."""
         return f"{shlex.quote(self.image.path)} --model {shlex.quote(self.image.model)}"
 
 
@@ -65,7 +65,7 @@ class Model:
 
     @cached_property
     def trends(self) -> list[Trend]:
-        """Charts of its nights."""
+        """The charts of its nights."""
         return trends_of(self.nights[::-1], self.metrics)
 
 
@@ -93,7 +93,7 @@ def nights_report(store_url: str, folder: str) -> str:
 
 
 def _held(store: Store, name: str, last: Decision, damaged: list[str]) -> list[Held]:
-    """What last night held and nobody has decided about since."""
+    """The images that last night held and nobody has decided about since."""
     try:
         images = [image for image in read_held(store, name) if image.id in last.held and image.state == "held"]
     except Damaged as error:
