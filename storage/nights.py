@@ -9,7 +9,7 @@ from typing import Any, Literal
 from storage.errors import Damaged
 from storage.store import Store
 
-Outcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
+DecisionOutcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
 """The challenger is champion; the gate kept the champion; nothing was new; the data may not be learned from; a step
 failed."""
 _ROOT = "nights"
@@ -55,7 +55,7 @@ class Decision:
     category: str
     night: str
     """When it began: UTC time, ISO 8601."""
-    outcome: Outcome
+    outcome: DecisionOutcome
     why: str
     """In a sentence."""
     champion: int | None = None

@@ -23,7 +23,7 @@ from storage.tables import read_table, write_table
 from tasks.core.handles import Category, Prepared, Validated
 from tasks.core.policy import DEFAULT_POLICY, Policy
 from tasks.core.steps import code_fingerprint, run_step, step, step_key
-from tasks.validate.expectations import Outcome, ask, write_docs
+from tasks.validate.expectations import RuleOutcome, ask, write_docs
 from tasks.validate.rules import Rule, counts_table, enough_training_images, reasons, rules_for, with_comparisons
 
 __all__ = ["FINDINGS", "CategoryStopped", "Policy", "build_data_docs", "findings", "validate", "verdict_key"]
@@ -134,7 +134,7 @@ def _published(store: Store, category: Category) -> dict[str, int]:
 
 
 def _findings(
-    rules: Sequence[Rule], outcomes: Mapping[str, Outcome], tables: Mapping[str, pd.DataFrame]
+    rules: Sequence[Rule], outcomes: Mapping[str, RuleOutcome], tables: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
     """A row a finding, in the order of the rules and the images."""
     parts = [pd.DataFrame(columns=list(FINDINGS))]
@@ -150,7 +150,7 @@ def _findings(
     return pd.concat([part.astype("string").fillna("") for part in parts], ignore_index=True)
 
 
-def _unknown_masks(rules: Sequence[Rule], outcomes: Mapping[str, Outcome], images: pd.DataFrame) -> set[str]:
+def _unknown_masks(rules: Sequence[Rule], outcomes: Mapping[str, RuleOutcome], images: pd.DataFrame) -> set[str]:
     """Keys of the images whose masks cannot be believed."""
     unknown = set(images.loc[images["mask_state"] == "unreadable", "key"])
     for rule in rules:
@@ -191,7 +191,7 @@ def _why_stop(found: pd.DataFrame) -> str | None:
     return f"{first['path']}: {first['reason']}{more}" if first["path"] else f"{first['reason']}{more}"
 
 
-def _summary(rule: Rule, outcome: Outcome) -> dict[str, Any]:
+def _summary(rule: Rule, outcome: RuleOutcome) -> dict[str, Any]:
     return {
         "name": rule.name,
         "description": rule.description,
