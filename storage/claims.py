@@ -10,20 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from storage.errors import DatasetError, OutsideRoot
-from storage.layouts import (
-    ROLES,
-    Layout,
-    pattern_regex,
-    placeholders,
-)
-from storage.listing import (
-    SetAside,
-)
-from storage.readers import (
-    divide_beside,
-    fold,
-    masks_beside,
-)
+from storage.layouts import ROLES, Layout, pattern_regex, placeholders
+from storage.listing import SetAside
+from storage.readers import divide_beside, fold, masks_beside
 from storage.samples import Label, Split
 
 
@@ -48,25 +37,25 @@ def claims_of(
 ) -> tuple[list[Claim], list[SetAside], dict[str, str]]:
     """The claims, one an image; the images about which patterns disagree, set aside; and the patterns that match
     nothing, with the reason."""
-    found: dict[str, list[Claim]] = defaultdict(list)
+    claims: dict[str, list[Claim]] = defaultdict(list)
     silent: dict[str, str] = {}
     for role in ROLES:
         for pattern in getattr(layout, role):
             matches = [match for match in map(pattern_regex(role, pattern).fullmatch, images) if match]
             for match in matches:
                 names = {"category": layout.category or root_name, **match.groupdict()}
-                found[match.string].append(_claim(match.string, role, pattern, names, layout.good or ()))
+                claims[match.string].append(_claim(match.string, role, pattern, names, layout.good or ()))
             if not matches:
                 silent[f"{role} {pattern!r}"] = why_silent(role, pattern, images)
     aside: list[SetAside] = []
-    for path, given in found.items():
+    for path, given in claims.items():
         who = " and ".join(claim.by for claim in given)
         if {"good", "anomalous"} <= {claim.label for claim in given}:
             raise DatasetError(f"{path} would be both good and anomalous: it is claimed by {who}; narrow one of them")
         if any(claim != given[0] for claim in given):
             aside.append(SetAside(given[0].category, path, f"claimed by {who}, which differ; narrow one of them"))
     apart = {entry.path for entry in aside}
-    return [found[path][0] for path in sorted(found) if path not in apart], aside, silent
+    return [claims[path][0] for path in sorted(claims) if path not in apart], aside, silent
 
 
 def _claim(path: str, role: str, pattern: str, names: Mapping[str, str], good: Collection[str]) -> Claim:
@@ -114,10 +103,10 @@ def masks_of(layout: Layout, claims: Sequence[Claim], files: Sequence[str]) -> t
 
 def _by_fold(files: Sequence[str]) -> dict[str, str]:
     """A file's path in composed small letters -> the path; paths that look the same are left out."""
-    found: dict[str, list[str]] = defaultdict(list)
+    paths_of: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        found[fold(path)].append(path)
-    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+        paths_of[fold(path)].append(path)
+    return {name: paths[0] for name, paths in paths_of.items() if len(paths) == 1}
 
 
 def filled(template: str, claim: Claim) -> str | None:

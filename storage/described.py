@@ -11,10 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from storage.claims import Claim, claims_of, filled, masks_of, why_silent, without_beside, without_masks
 from storage.errors import DatasetError, MaskError
-from storage.layouts import (
-    Layout,
-    masked_roles,
-)
+from storage.layouts import Layout, masked_roles
 from storage.listing import (
     IMAGE_SUFFIXES,
     Listing,
@@ -29,16 +26,13 @@ from storage.listing import (
     why_outside,
 )
 from storage.masks import decode_mask
-from storage.readers import (
-    add_category,
-    drawn,
-    may_be_good,
-    same_stem,
-)
+from storage.readers import add_category, drawn, may_be_good, same_stem
 from storage.samples import Label, Sample
 
 
 def list_described(dataset: str, root: Path, categories: Sequence[str] | None, layout: Layout) -> Listing:
+    """The images of a folder, claimed by the patterns of a layout. Raises DatasetError for a layout that contradicts
+    itself or leaves no image to learn from, and OutsideRoot for a mask that leaves the root."""
     folders = (".", *folders_of_links(root, layout.links_to))
     files, strays = _walk(root, folders)
     images = [path for path in files if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
@@ -94,7 +88,7 @@ def _walk(root: Path, allowed: Sequence[str]) -> tuple[list[str], dict[str, str]
         entered.add(real)
         return not again and len(allowed) > 1 and why_outside(root, os.path.relpath(place, root), allowed) is None
 
-    for folder, names, found in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, names, inside in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder).relative_to(root)
         shown = sorted(name for name in names if not is_hidden(name))
         own = [name for name in shown if is_own_output(os.path.join(folder, name))]
@@ -103,7 +97,7 @@ def _walk(root: Path, allowed: Sequence[str]) -> tuple[list[str], dict[str, str]
         names[:] = [name for name in shown if follows(folder, name)]
         for name in set(shown) - set(names):
             closed[(here / name).as_posix()] = "a link to a folder, which is not followed; copy the folder to its place"
-        files += [(here / name).as_posix() for name in found if not is_hidden(name)]
+        files += [(here / name).as_posix() for name in inside if not is_hidden(name)]
     return sorted(files), closed
 
 
@@ -187,13 +181,13 @@ def _shared_masks(layout: Layout, claims: Sequence[Claim], masks: Mapping[str, s
     extension is not ambiguous, and neither is a file with the outlines of all images."""
     if any("{name}" in text or "{suffix}" in text for text in layout.mask) or layout.mask_rule.startswith("coco"):
         return {}
-    found = {}
+    reasons = {}
     for group in same_stem(claim.path for claim in claims):
         own = {masks[path] for path in group if path in masks}
         if len(own) == 1:
             reason = f"the mask of {' or '.join(group)}, which share a stem: whose is not known; rename one"
-            found[own.pop()] = reason
-    return found
+            reasons[own.pop()] = reason
+    return reasons
 
 
 def _mask_files(

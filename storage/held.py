@@ -53,14 +53,14 @@ class HeldImage:
     """When it was rejected: UTC time, ISO 8601."""
     score: float
     limit: float
-    """Above which an image is rejected."""
+    """The score above which an image is rejected."""
     version: int | None = None
-    """That rejected it; None: it was compared with the other images, in robust deviations."""
+    """The version that rejected it; None: it was compared with the other images, in robust deviations."""
     many: bool = False
     """Whether it came with more rejected images than chance lets a threshold's promise produce: then all that came are
     held, also those that are not rejected."""
     said: list[Said] = field(default_factory=list)
-    """The last counts."""
+    """The words that persons said, of which the last counts."""
 
     @property
     def state(self) -> Literal["held", "released", "refused"]:
@@ -132,32 +132,32 @@ def meant(images: Sequence[HeldImage], names: Sequence[str]) -> list[HeldImage]:
 
     Raises NotHeld for a name that means none, images of two models, or several of one.
     """
-    found = [one for name in names for one in (_matching(images, name) if "*" in name else [_the_one(images, name)])]
-    return list({(one.model, one.id): one for one in found}.values())
+    named = [one for name in names for one in (_matching(images, name) if "*" in name else [_the_one(images, name)])]
+    return list({(one.model, one.id): one for one in named}.values())
 
 
 def _matching(images: Sequence[HeldImage], pattern: str) -> list[HeldImage]:
-    found = [one for one in images if one.state == "held" and fnmatchcase(f"/{one.path}", f"*/{pattern}")]
-    models = sorted({one.model for one in found})
+    matching = [one for one in images if one.state == "held" and fnmatchcase(f"/{one.path}", f"*/{pattern}")]
+    models = sorted({one.model for one in matching})
     if len(models) > 1:
         raise NotHeld(f"images of {' and '.join(models)} match {pattern!r}; say which with --model {models[0]}")
-    if not found:
+    if not matching:
         raise NotHeld(f"no held image matches {pattern!r}; {_listed(images)}")
-    return found
+    return matching
 
 
 def _the_one(images: Sequence[HeldImage], name: str) -> HeldImage:
-    found = [one for one in images if _is_meant(one, name)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    matching = [one for one in images if _is_meant(one, name)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
         raise NotHeld(f"no image {name!r} is held; {_listed(images)}")
-    models = sorted({one.model for one in found})
+    models = sorted({one.model for one in matching})
     if len(models) > 1:
         raise NotHeld(f"images named {name!r} are held for {' and '.join(models)}; say which with --model {models[0]}")
-    several = ", ".join(f"{one.path} ({one.id[:12]})" for one in found[:_NAMED])
+    several = ", ".join(f"{one.path} ({one.id[:12]})" for one in matching[:_NAMED])
     raise NotHeld(
-        f"{name!r} means {len(found)} images held for {models[0]}: {several}; give more of the path, or the id"
+        f"{name!r} means {len(matching)} images held for {models[0]}: {several}; give more of the path, or the id"
     )
 
 

@@ -65,8 +65,8 @@ def _whole(file: IO[bytes]) -> int:
     while end:
         start = max(0, end - 65_536)
         file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
         end = start
     return 0

@@ -46,7 +46,7 @@ class Dataset:
     categories: tuple[str, ...] = ()
     """As published; empty: whatever lies there."""
     images: int | None = None
-    """As published."""
+    """Number of images, as published."""
     tree: str
     """Expected folders and files, one a line."""
     obtain: str
@@ -153,8 +153,8 @@ def why_not(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | Non
 def refused(root: Path, paths: Iterable[str], folders: Sequence[str] = (".",)) -> dict[str, str]:
     """Path -> why it may not be listed, for paths that a table in the data set names, which may be anything."""
     parents: dict[str, bool] = {}
-    found = {path: _why_refused(root, path, folders, parents) for path in paths}
-    return {path: reason for path, reason in found.items() if reason is not None}
+    reasons = {path: _why_refused(root, path, folders, parents) for path in paths}
+    return {path: reason for path, reason in reasons.items() if reason is not None}
 
 
 def entries_in(folder: Path, root: Path, folders: Sequence[str] = (".",)) -> Iterator[tuple[str, bool, str | None]]:

@@ -52,7 +52,7 @@ def read_mask(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> np
 
 
 def read_turned_mask(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> tuple[np.ndarray, int]:
-    """The same, and the EXIF orientation of its files, which is not applied: 1 for none. Raises as `read_mask`."""
+    """The pixels as `read_mask` gives them, and the EXIF orientation of the files, which is not applied: 1 for none."""
     files = list(mask_files(root, sample, folders))
     masks = [decode_mask(data, sample.mask_rule) for data in files]
     _check_sizes(sample, masks)
@@ -122,13 +122,13 @@ def _auto(image: Image.Image) -> np.ndarray:
         return _marked(_gray(image), lossy=image.format in ("JPEG", "WEBP"))
     image = image.convert("RGBA")  # a palette with transparency converts cleanly by this way only
     alpha = _alpha(image)
-    found = _marked(_gray(image.convert("RGB")))
-    if alpha.min() < 255 and not np.array_equal(found, _marked(alpha)):
+    marked = _marked(_gray(image.convert("RGB")))
+    if alpha.min() < 255 and not np.array_equal(marked, _marked(alpha)):
         raise MaskError(
             f"its alpha layer shows another shape ({(alpha > 127).mean():.1%} of the pixels) than its colours "
-            f"({found.mean():.1%}); say mask_rule = alpha where the layer marks the defect, above:127 where colours do"
+            f"({marked.mean():.1%}); say mask_rule = alpha where the layer marks the defect, above:127 where colours do"
         )
-    return found
+    return marked
 
 
 def _marked(values: np.ndarray, *, lossy: bool = False) -> np.ndarray:

@@ -44,7 +44,7 @@ class Looks:
     before: dict[str, list[float]]
     """Statistic (score, features, brightness, contrast, sharpness) -> its quartiles among the held-out images."""
     now: dict[str, list[float]]
-    """The same of the new images."""
+    """Statistic -> its quartiles among the new images."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Decision:
     """When it began: UTC time, ISO 8601."""
     outcome: DecisionOutcome
     why: str
-    """In a sentence."""
+    """The reason of the decision, in a sentence."""
     champion: int | None = None
     """Version in use from then on; None: there is none."""
     challenger: int | None = None
@@ -122,10 +122,10 @@ def write_decision(store: Store, decision: Decision) -> str:
 
 def decision_keys(store: Store) -> dict[str, list[str]]:
     """Model, by name -> where its decisions lie, the oldest first. Reads none of them."""
-    found: dict[str, list[str]] = {}
+    keys: dict[str, list[str]] = {}
     for key in _keys(store, _ROOT):
-        found.setdefault(key.removeprefix(f"{_ROOT}/").rpartition("/")[0], []).append(key)
-    return found
+        keys.setdefault(key.removeprefix(f"{_ROOT}/").rpartition("/")[0], []).append(key)
+    return keys
 
 
 def read_decision(store: Store, key: str) -> Decision:

@@ -119,9 +119,9 @@ class Store:
         except NotInStore:
             self.write_json("store.json", {"format": FORMAT})
             return
-        found = mark.get("format") if isinstance(mark, dict) else mark
-        if not isinstance(found, int) or found > FORMAT:
-            raise StoreTooNew(f"{self.url} has format {found}, this version reads up to {FORMAT}; {_FIX_NEWER}")
+        given = mark.get("format") if isinstance(mark, dict) else mark
+        if not isinstance(given, int) or given > FORMAT:
+            raise StoreTooNew(f"{self.url} has format {given}, this version reads up to {FORMAT}; {_FIX_NEWER}")
 
     def read_bytes(self, key: str) -> bytes:
         """The bytes under a key. Raises NotInStore."""
@@ -154,10 +154,10 @@ class Store:
         """Keys below a prefix, sorted; files being written are not among them."""
         root, path = self._root, self.path(prefix)
         try:
-            found = self._fs.find(path)
+            paths = self._fs.find(path)
         except FileNotFoundError:
             return []
-        return sorted(str(name)[len(root) + 1 :] for name in found if not str(name).endswith(".partial"))
+        return sorted(str(name)[len(root) + 1 :] for name in paths if not str(name).endswith(".partial"))
 
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix; nothing there is no error."""
@@ -179,10 +179,10 @@ class Store:
 
     def get(self, key: str) -> Artifact:
         """The finished output under this key. Raises NotInStore."""
-        found = self.find(key)
-        if found is None:
+        output = self.find(key)
+        if output is None:
             raise NotInStore(f"{key} is not complete in {self.url}; run the step that makes it")
-        return found
+        return output
 
     @contextmanager
     def draft(self, key: str) -> Iterator[Draft]:
@@ -260,5 +260,5 @@ def _not_finite(value: Any, *at: str) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{'.'.join(at) or 'the value'} is {value}"
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    found = (_not_finite(item, *at, str(name)) for name, item in items)
-    return next((problem for problem in found if problem), None)
+    problems = (_not_finite(item, *at, str(name)) for name, item in items)
+    return next((problem for problem in problems if problem), None)

@@ -64,9 +64,9 @@ def _write_pixels(store: Store, draft: Draft, pixels: HeldOutPixels) -> None:
 
 def held_out_pixels(store: Store, key: str) -> HeldOutPixels:
     """The map values of the held-out images of a calibration. Raises NotInStore when it is not there."""
-    found = store.get(key)
-    table = read_table(store, f"{found.folder}/pixels.parquet")
-    pixels = HeldOutPixels(ids=set(found.meta["ids"]))
+    calibration = store.get(key)
+    table = read_table(store, f"{calibration.folder}/pixels.parquet")
+    pixels = HeldOutPixels(ids=set(calibration.meta["ids"]))
     pixels.shares[table["key"]] = table["share"]
     pixels.maxima[table["key"]] = table["maxima"]
     return pixels

@@ -97,18 +97,18 @@ def _check(numbers: Mapping[str, int]) -> None:
 
 def _is_whole(root: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the folder was made with these parameters and no image has gone since."""
-    found = _read_record(root)
-    if found is None or {**wanted, "files": found.get("files")} != found:
+    record = _read_record(root)
+    if record is None or {**wanted, "files": record.get("files")} != record:
         return False
-    return sum(1 for _ in root.rglob("*.png")) >= found["files"]
+    return sum(1 for _ in root.rglob("*.png")) >= record["files"]
 
 
 def _read_record(root: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def _refuse_foreign(root: Path) -> None:

@@ -166,14 +166,14 @@ def _computed(backbone: Any, source: StoredSource) -> Iterator[_Row]:
     for batch in source:
         missing = source.batch_size - len(batch)
         images = torch.cat([batch.images, batch.images[-1:].expand(missing, -1, -1, -1)]) if missing else batch.images
-        found = {key: values[: len(batch)] for key, values in backbone(images).items()}
-        for layer, values in found.items():
+        features = {key: values[: len(batch)] for key, values in backbone(images).items()}
+        for layer, values in features.items():
             if not values.abs().amax() < _OVERFLOW:  # which NaN is not, either
                 raise InvalidInput(
                     f"layer {layer} of {backbone.spec.backbone} has values beyond ±{FLOAT16_MAX:.0f} or not finite, "
                     "which half precision cannot hold; choose another layer or backbone"
                 )
-        layers = {key: found[key].half().cpu().numpy() for key in backbone.spec.keys}
+        layers = {key: features[key].half().cpu().numpy() for key in backbone.spec.keys}
         for i in range(len(batch)):
             yield {layer: half[i] for layer, half in layers.items()}
 

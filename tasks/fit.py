@@ -205,5 +205,5 @@ def _doubts(detector: Detector, validated: Validated, ids: list[str]) -> list[st
     source = StoredSource(validated, sample, spec=None, features=None, images=True)
     images = source.read(range(len(sample))).images
     assert images is not None
-    found = alignment(images)
-    return [found.sentence] if found.warn else []
+    aligned = alignment(images)
+    return [aligned.sentence] if aligned.warn else []

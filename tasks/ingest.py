@@ -60,10 +60,10 @@ def ingest(
     logger.info("%s: %d files read and hashed, the others known", dataset, hashes.hashed)
     seconds = cost.as_meta()["seconds"] / max(1, len(listing.samples))
     names = sorted({sample.category for sample in listing.samples} - set(listing.problems))
-    found = [_catalogue(store, listing, dataset, name, options or {}, seconds, cost.peak_memory_mb) for name in names]
+    listed = [_catalogue(store, listing, dataset, name, options or {}, seconds, cost.peak_memory_mb) for name in names]
     for name, reason in listing.problems.items():
         logger.warning("%s/%s cannot be used: %s", dataset, name, reason)
-    return Ingested(found, listing.problems)
+    return Ingested(listed, listing.problems)
 
 
 def _hashes_key(root: str) -> str:

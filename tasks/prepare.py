@@ -125,8 +125,8 @@ def _of_range(white: float | None) -> dict[str, float]:
 
 def white_of(store: Store, images: str) -> float | None:
     """The end of the range that prepared images were scaled from; None for 8 bits, and where they are not there."""
-    found = store.find(images)
-    return None if found is None else found.meta.get("white")
+    output = store.find(images)
+    return None if output is None else output.meta.get("white")
 
 
 def pixels_series(prepared: Prepared) -> str:
@@ -181,8 +181,8 @@ def _learned(
             seen = dict(zip(table["id"], table["highest"].astype(float), strict=True))
     new = [sample for sample in good if sample.id not in seen]
     values = pool.map(lambda sample: highest_value(read_image(root, sample, folders)), new)
-    found = [seen[sample.id] for sample in good if sample.id in seen]
-    return learned_white([*found, *(value for value in values if value is not None)])
+    before = [seen[sample.id] for sample in good if sample.id in seen]
+    return learned_white([*before, *(value for value in values if value is not None)])
 
 
 def _write(

@@ -71,8 +71,8 @@ def suspect(
         deviations=policy.suspect_deviations,
         code=code_fingerprint(__name__),
     )
-    found = run_step(store, key, partial(_suspect, store, validated, features, spec, policy, device)).meta
-    if policy.severity(RULE) != "reject" or not found["suspected"]:
+    suspects = run_step(store, key, partial(_suspect, store, validated, features, spec, policy, device)).meta
+    if policy.severity(RULE) != "reject" or not suspects["suspected"]:
         return replace(validated, suspects=key)
     return _without_suspects(store, validated, key, policy)
 
@@ -105,15 +105,15 @@ def _table(
 ) -> pd.DataFrame:
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-    found = compared(validated, features, spec, samples, device)
+    unlikeness = compared(validated, features, spec, samples, device)
     columns = {
         "id": [sample.id for sample in samples],
         "key": [sample.key for sample in samples],
-        "score": found.scores,
-        "deviations": found.deviations,
-        "suspected": found.deviations > policy.suspect_deviations,
-        "x": found.places[:, 0],
-        "y": found.places[:, 1],
+        "score": unlikeness.scores,
+        "deviations": unlikeness.deviations,
+        "suspected": unlikeness.deviations > policy.suspect_deviations,
+        "x": unlikeness.places[:, 0],
+        "y": unlikeness.places[:, 1],
     }
     return pd.DataFrame(columns).astype(COLUMNS)
 

@@ -46,28 +46,9 @@ from typing import Any
 from storage.datasets.mvtec_ad import list_tree
 from storage.described import folders_of_links, list_described
 from storage.errors import DatasetError
-from storage.layouts import (
-    check_mask_rule,
-    check_name,
-    checked_layout,
-    read_toml,
-    texts_of,
-)
-from storage.listing import (
-    Dataset,
-    Listing,
-    SetAside,
-    choose,
-    existing_folder,
-    images_in,
-    unread_in,
-)
-from storage.readers import (
-    check_option,
-    divide_beside,
-    is_tree,
-    masks_beside,
-)
+from storage.layouts import check_mask_rule, check_name, checked_layout, read_toml, texts_of
+from storage.listing import Dataset, Listing, SetAside, choose, existing_folder, images_in, unread_in
+from storage.readers import check_option, divide_beside, is_tree, masks_beside
 from storage.samples import Sample
 
 _TREE = "[<category>/]train/good/*, test/<good or defect type>/*, ground_truth/<defect type>/<stem>_mask.png"

@@ -76,12 +76,12 @@ def list_samples(dataset: str, root: Path, categories: Sequence[str] | None, *, 
     choose(categories, [CATEGORY])
     whole, opened = _whole_images(dataset, root)
     aside = strays(root, root, CATEGORY, known_paths(whole), _why_left, opened)
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for sample in whole:
         cut, left_out = _cut(root, sample, tile) if tile else ([sample], [])
-        found += cut
+        samples += cut
         aside += left_out
-    return listing_of(root, CATEGORY, found, aside)
+    return listing_of(root, CATEGORY, samples, aside)
 
 
 def _fits(folder: Path) -> bool:

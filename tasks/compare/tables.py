@@ -182,8 +182,8 @@ def _best(
 
 def known_first(names: Iterable[str]) -> list[str]:
     """Names of metrics in their order, those without a heading last."""
-    found = set(names)
-    return [name for name in METRICS if name in found] + sorted(found - METRICS.keys())
+    given = set(names)
+    return [name for name in METRICS if name in given] + sorted(given - METRICS.keys())
 
 
 def grouped(metrics: Iterable[str]) -> dict[str, list[str]]:
@@ -192,7 +192,7 @@ def grouped(metrics: Iterable[str]) -> dict[str, list[str]]:
     for metric in metrics:
         where = "Maps at the pixel threshold" if metric.endswith("_at_threshold") else "Maps"
         groups["Images" if metric.startswith("image_") else where].append(metric)
-    return {name: found for name, found in groups.items() if found}
+    return {name: own for name, own in groups.items() if own}
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

@@ -38,10 +38,10 @@ def parts_of(images: int) -> list[Part]:
 def joined(store: Store, parts: Sequence[str]) -> dict[str, Any]:
     """The entries of a manifest that join these parts, given by their keys and in order: `ids`, the folders and numbers
     of rows of its `parts`, the seconds of all, and the largest memory of any."""
-    found = [store.get(key) for key in parts]
+    outputs = [store.get(key) for key in parts]
     return {
-        "ids": [name for part in found for name in part.meta["ids"]],
-        "parts": [[part.folder, len(part.meta["ids"])] for part in found if part.meta["ids"]],
-        "seconds": round(sum(part.meta["seconds"] for part in found), 3),
-        "peak_memory_mb": max(part.meta["peak_memory_mb"] for part in found),
+        "ids": [name for part in outputs for name in part.meta["ids"]],
+        "parts": [[part.folder, len(part.meta["ids"])] for part in outputs if part.meta["ids"]],
+        "seconds": round(sum(part.meta["seconds"] for part in outputs), 3),
+        "peak_memory_mb": max(part.meta["peak_memory_mb"] for part in outputs),
     }

@@ -113,9 +113,9 @@ def run_step(store: Store, key: str, work: Callable[[Draft], dict[str, Any]]) ->
     """The output under `key`: found, or made by `work`, which writes into the draft and returns what to say of it.
 
     Raises NotMadeYet within `only_looking`."""
-    found = store.find(key)
-    if found is not None:
-        return found
+    made = store.find(key)
+    if made is not None:
+        return made
     if _only_look.get():
         raise NotMadeYet(key)
     with ending(store, key), measured() as cost, store.draft(key) as draft:

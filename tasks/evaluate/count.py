@@ -72,7 +72,7 @@ def _row(image: ImageCounts) -> dict[str, Any]:
 
 def counted_parts(store: Store, parts: Sequence[str]) -> CountedPixels:
     """The counts of the parts, added up: as if one pass had counted all."""
-    found, maxima = CountedPixels.nothing(()), []
+    counted, maxima = CountedPixels.nothing(()), []
     for part in map(store.get, parts):
         if not part.meta["ids"]:
             continue
@@ -80,14 +80,14 @@ def counted_parts(store: Store, parts: Sequence[str]) -> CountedPixels:
         maxima.append(table["maximum"].to_numpy(np.float64))
         for image_id, image in zip(table["id"], _images(table), strict=True):
             if image is None:
-                found.counts.exclude(image_id)
+                counted.counts.exclude(image_id)
             else:
-                found.counts.add_counts(image)
-                found.images.append(image)
+                counted.counts.add_counts(image)
+                counted.images.append(image)
         for rate, seen in part.meta["alarms"]:
-            found.alarms.setdefault(rate, []).extend(seen)
-    found.maxima = np.concatenate(maxima) if maxima else found.maxima
-    return found
+            counted.alarms.setdefault(rate, []).extend(seen)
+    counted.maxima = np.concatenate(maxima) if maxima else counted.maxima
+    return counted
 
 
 def _images(table: pd.DataFrame) -> Iterator[ImageCounts | None]:

@@ -16,7 +16,7 @@ _GRID = 18
 _COMMON = 6
 
 Tick = tuple[float, str]
-"""Where on the axis, and what stands there."""
+"""A place on the axis, and the text that stands there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Distribution:
     marks: list[Mark]
     line: Tick | None
     words: str
-    """The same for those who cannot see it."""
+    """The chart in words, for those who cannot see it."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tasks.compare.tables import percent
 @cache
 def environment() -> Environment:
     """The templates of this package, compiled once; whatever they print of data is escaped."""
-    found = Environment(
+    templates = Environment(
         loader=PackageLoader("tasks", "report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -22,8 +22,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    found.filters.update(percent=percent)
-    return found
+    templates.filters.update(percent=percent)
+    return templates
 
 
 def _visible(value: Any) -> Any:

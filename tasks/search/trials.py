@@ -71,11 +71,11 @@ def draws(space: Space, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def distinct(
-    found: Iterator[dict[str, Any]], name: Callable[[dict[str, Any]], str], count: int | None = None
+    candidates: Iterator[dict[str, Any]], name: Callable[[dict[str, Any]], str], count: int | None = None
 ) -> list[dict[str, Any]]:
     """The first `count` (None: all) that differ by their name; fewer where a hundred draws for each bring no more."""
     kept: dict[str, dict[str, Any]] = {}
-    for params in found if count is None else itertools.islice(found, count * _TRIES):
+    for params in candidates if count is None else itertools.islice(candidates, count * _TRIES):
         kept.setdefault(name(params), params)
         if len(kept) == count:
             break

@@ -82,15 +82,15 @@ class Inspection:
 
     def take(self, paths: Sequence[str], progress: Progress | None = None) -> Counter[str]:
         """Judge these files but for those that were judged before; how many there are of each decision."""
-        found: Counter[str] = Counter()
+        decisions: Counter[str] = Counter()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             done = 0
             for size, opened in self._batches(pool, paths):
-                found.update(self._settle(pool, opened))
+                decisions.update(self._settle(pool, opened))
                 done += size
                 if progress is not None:
                     progress("", done, len(paths))
-        return found
+        return decisions
 
     def _batches(self, pool: ThreadPoolExecutor, paths: Sequence[str]) -> Iterator[tuple[int, list[Opened]]]:
         """(files looked at, those to be judged), a batch at a time; the next is decoded while this one is worked on."""

@@ -70,7 +70,7 @@ class JudgedImage:
     deviations: float | None = None
     """How far it is from the images that the model was made from: out of scope above SCOPE_LIMIT."""
     features: float | None = None
-    """The distance behind it."""
+    """The distance of its features, from which `deviations` comes."""
     map: np.ndarray | None = None
     """float16 (h, w)."""
 
@@ -165,8 +165,8 @@ class Judge:
             return {}
         from al_models.parts.backbone import cached_backbone  # timm takes seconds to import
 
-        found = cached_backbone(self.spec, self.runtime.device)(images)
-        half = {key: found[key].half().cpu() for key in self.spec.keys}
+        features = cached_backbone(self.spec, self.runtime.device)(images)
+        half = {key: features[key].half().cpu() for key in self.spec.keys}
         if not all(bool(torch.isfinite(values).all()) for values in half.values()):
             raise InvalidInput(f"its features of {self.spec.backbone} go beyond what half precision holds")
         return half

@@ -66,8 +66,8 @@ def statistics_of(
 
 
 def _statistics(scope: Scope, light: np.ndarray, seen: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    found = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen)}
-    return found | dict(zip(LIGHT, light.T, strict=True))
+    statistics = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen)}
+    return statistics | dict(zip(LIGHT, light.T, strict=True))
 
 
 def _looks(store: Store, images: str, features: str | None, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,5 +83,5 @@ def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
 
 
 def _means_of(store: Store, features: str, ids: Sequence[str]) -> np.ndarray:
-    found = store.get(features)
-    return Stack.open(store, found, "means").read(rows_of(found.meta["ids"], ids))
+    output = store.get(features)
+    return Stack.open(store, output, "means").read(rows_of(output.meta["ids"], ids))

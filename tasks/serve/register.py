@@ -37,12 +37,12 @@ def register(store_url: str, record: str, who: str, why: str) -> str:
     Raises NotInStore for a record, or an output of its run, that is not there, InvalidInput for a cell that failed.
     """
     store = Store(store_url)
-    registry, found = Registry(store), read_record(store, record)
-    if found is None:
+    registry, cell = Registry(store), read_record(store, record)
+    if cell is None:
         raise NotInStore(f"the record {record} is not in {store_url}; `al records` lists those that are")
-    if found.status != "done":
-        raise InvalidInput(f"the cell of {record} has no model, it failed ({found.reason}); run it again")
-    version = _kept(registry, found) or _add(registry, found)
+    if cell.status != "done":
+        raise InvalidInput(f"the cell of {record} has no model, it failed ({cell.reason}); run it again")
+    version = _kept(registry, cell) or _add(registry, cell)
     if not registry.aliases(version.name).had(version.number):
         registry.challenge(version, who=who, why=why)
     return version.label

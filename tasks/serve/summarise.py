@@ -182,5 +182,5 @@ def _drift(inspection: Inspection, batch: list[_Line]) -> list[Change]:
 
 def _worst(batch: Iterable[_Line]) -> list[_Line]:
     rejected = (line for line in batch if line["decision"] == "reject")
-    found = heapq.nlargest(_SHOWN, rejected, key=lambda line: line["score"])
-    return [{name: line[name] for name in ("path", "score", "p_value")} for line in found]
+    worst = heapq.nlargest(_SHOWN, rejected, key=lambda line: line["score"])
+    return [{name: line[name] for name in ("path", "score", "p_value")} for line in worst]

@@ -91,29 +91,29 @@ def build_data_docs(prepared: Prepared, folder: str | Path, policy: Policy = DEF
 def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> dict[str, Any]:
     tables, rules = _questions(store, prepared, policy)
     outcomes, images = ask(rules, tables), tables["images"]
-    found = _findings(rules, outcomes, tables)
-    rejected = set(found.loc[found["severity"] == "reject", "key"])
+    findings = _findings(rules, outcomes, tables)
+    rejected = set(findings.loc[findings["severity"] == "reject", "key"])
     accepted = images[~images["key"].isin(rejected)]
 
     tables["training"] = accepted[accepted["split"] == "train"]
     enough = enough_training_images(images, tables["training"], policy)
     outcomes |= ask([enough], tables)
-    found = pd.concat([found, _findings([enough], outcomes, tables)], ignore_index=True)
+    findings = pd.concat([findings, _findings([enough], outcomes, tables)], ignore_index=True)
     # What else is unusual about an image that is set aside is no news.
-    found = found[(found["severity"] != "warn") | ~found["key"].isin(rejected)]
+    findings = findings[(findings["severity"] != "warn") | ~findings["key"].isin(rejected)]
 
     kept = _kept_samples(store, prepared.category, accepted, _unknown_masks(rules, outcomes, images))
     store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(kept))
-    write_table(store, f"{draft.folder}/findings.parquet", found)
+    write_table(store, f"{draft.folder}/findings.parquet", findings)
     logger.info("%s: %d images accepted, %d rejected", prepared.category.name, len(accepted), len(rejected))
-    warned = set(found.loc[found["severity"] == "warn", "key"]) - {""}
+    warned = set(findings.loc[findings["severity"] == "warn", "key"]) - {""}
     return {
         "fingerprint": fingerprint(kept),
         "counts": _counts(images, accepted),
         "accepted": len(accepted),
         "rejected": len(rejected),
         "warned": len(warned),
-        "stop": _why_stop(found),
+        "stop": _why_stop(findings),
         "expectations": [_summary(rule, outcomes[rule.name]) for rule in (*rules, enough)],
         "policy": policy.model_dump(),
         "published": _published(store, prepared.category),
@@ -181,8 +181,8 @@ def _counts(images: pd.DataFrame, accepted: pd.DataFrame) -> dict[str, dict[str,
     return {k: {"listed": n, "accepted": kept.get(k, 0)} for k, n in sorted(by_kind(images).items())}
 
 
-def _why_stop(found: pd.DataFrame) -> str | None:
-    stops = found[found["severity"] == "stop"]
+def _why_stop(findings: pd.DataFrame) -> str | None:
+    stops = findings[findings["severity"] == "stop"]
     if stops.empty:
         return None
     first = stops.iloc[0]

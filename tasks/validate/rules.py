@@ -24,7 +24,7 @@ _MEASURES = {
 _AROUND = 0.9
 """A mask that marks so much of the image's border surrounds a defect, and does not mark one."""
 _MOST = 0.8
-"""So does one that marks so much of the image."""
+"""A mask that marks so much of the image surrounds a defect, too."""
 _ENOUGH_FOR_A_DISTRIBUTION = 10
 _SMALLEST_SPREAD = 0.02
 """Least spread of the logarithms: a training set that varies by less than 2 % is taken to vary by that."""
@@ -453,17 +453,17 @@ def _mask_missing(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
 def _mask_inverted(table: pd.DataFrame) -> pd.Series:
     """The reason why a mask seems to mark all but the defect; where most masks of a category seem to, the others are in
     doubt, too."""
-    found = pd.Series(pd.NA, index=table.index, dtype="string")
+    reasons = pd.Series(pd.NA, index=table.index, dtype="string")
     partly = ((table["marked"] > 0) & (table["marked"] < 1)).fillna(False)
     around = partly & ((table["mask_border"] >= _AROUND) | (table["marked"] >= _MOST)).fillna(False)
     if around.sum() > 0.5 * partly.sum():
-        found[partly] = f"{around.sum()} of the category's {partly.sum()} masks mark all around a defect"
+        reasons[partly] = f"{around.sum()} of the category's {partly.sum()} masks mark all around a defect"
     shares = table.loc[around, ["marked", "mask_border"]].astype(float)
-    found[around] = [
+    reasons[around] = [
         f"its mask marks {marked:.0%} of the image and {border:.0%} of its border, as an inverted one does"
         for marked, border in shares.itertuples(index=False)
     ]
-    return found
+    return reasons
 
 
 def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
@@ -471,7 +471,7 @@ def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
 
     Tags of 5 and more turn by a quarter, so that the size of a mask shows what it was drawn on unless it is square.
     """
-    found = pd.Series(pd.NA, index=table.index, dtype="string")
+    why = pd.Series(pd.NA, index=table.index, dtype="string")
     image, mask = table["orientation"].fillna(1), table["mask_orientation"].fillna(1)
     quarter = (image >= 5) & (mask == 1) & (table["width"] != table["height"])
     as_stored = quarter & (table["mask_width"] == table["width"]) & (table["mask_height"] == table["height"])
@@ -481,8 +481,8 @@ def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
     tags = (
         "EXIF orientation " + image.astype("string") + " for the image and " + mask.astype("string") + " for its mask"
     )
-    found[unclear] = tags + ", neither applied: whether the mask lies on the picture as stored or as shown is not known"
-    return found
+    why[unclear] = tags + ", neither applied: whether the mask lies on the picture as stored or as shown is not known"
+    return why
 
 
 def _usual(table: pd.DataFrame, column: str) -> Any:

@@ -23,7 +23,7 @@ SEVERITIES = {"stop": "category stops", "reject": "image set aside", "warn": "re
 _SPLITS = ("train", "validation", "test")
 ALL_TYPES = "all defect types"
 _KINDS = {"good": 0, "anomalous": 2, "unknown": 3, ALL_TYPES: 4}
-"""Where they stand among the defect types, which are 1."""
+"""Kind -> its place in the order of the table, in which the defect types have place 1."""
 MEASURES = {
     "brightness": "mean gray value, 0 to 255",
     "contrast": "standard deviation of the gray values",
@@ -293,13 +293,13 @@ def _counts(stored: Stored, published: Mapping[str, int]) -> list[CountRow]:
         }
     )
     sums = table.groupby([facts["split"], facts["defect_type"]]).sum()
-    found = {(str(split), str(kind)): row.tolist() for (split, kind), row in sums.iterrows()}
+    counts = {(str(split), str(kind)): row.tolist() for (split, kind), row in sums.iterrows()}
     rows = [
         CountRow(*place, listed, rejected, remarked, published.get(_slot(*place)))
-        for place, (listed, rejected, remarked) in found.items()
+        for place, (listed, rejected, remarked) in counts.items()
     ]
-    shown = {_slot(*place) for place in found}
-    rows += [_missing_row(found, slot, count) for slot, count in published.items() if slot not in shown]
+    shown = {_slot(*place) for place in counts}
+    rows += [_missing_row(counts, slot, count) for slot, count in published.items() if slot not in shown]
     return sorted(rows, key=lambda row: _order(row.split, row.defect_type))
 
 
@@ -308,10 +308,10 @@ def _slot(split: str, kind: str) -> str:
     return f"test/{kind}" if split == "test" else split
 
 
-def _missing_row(found: Mapping[tuple[str, str], list[int]], slot: str, published: int) -> CountRow:
+def _missing_row(counts: Mapping[tuple[str, str], list[int]], slot: str, published: int) -> CountRow:
     """A published number that belongs to no line: of all defect types together, or of images that are not there."""
     split, _, kind = slot.partition("/")
-    own = [n for (other, defect), n in found.items() if other == split and defect not in _KINDS]
+    own = [n for (other, defect), n in counts.items() if other == split and defect not in _KINDS]
     if kind == "anomalous" and own:
         listed, rejected, remarked = (sum(column) for column in zip(*own, strict=True))
         return CountRow(split, ALL_TYPES, listed, rejected, remarked, published)
@@ -391,9 +391,9 @@ def _left_out(files: Sequence[Mapping[str, Any]]) -> list[LeftOut]:
         groups.setdefault(file["reason"], []).append(file["path"])
         count[file["reason"]] += _files(file)
     ordered = sorted(groups.items(), key=lambda item: (-count[item[0]], item[0]))
-    found = [LeftOut(reason, count[reason], paths[:_LEFT_OUT]) for reason, paths in ordered[:_LEFT_OUT]]
+    shown = [LeftOut(reason, count[reason], paths[:_LEFT_OUT]) for reason, paths in ordered[:_LEFT_OUT]]
     rest = [count[reason] for reason, _ in ordered[_LEFT_OUT:]]
-    return [*found, LeftOut(f"for {len(rest)} other reasons", sum(rest), [])] if rest else found
+    return [*shown, LeftOut(f"for {len(rest)} other reasons", sum(rest), [])] if rest else shown
 
 
 def _files(entry: Mapping[str, Any]) -> int:
@@ -433,8 +433,8 @@ def _charts(stored: Stored) -> Charts:
     unknown, empty = int(np.isnan(areas).sum()), int((areas == 0).sum())
     notes = [f"anomalous images without a mask that can be read: {unknown}"] if unknown else []
     notes += [f"masks that mark no pixel: {empty}"] if empty else []
-    found = [chart for chart in histograms if chart is not None]
-    return Charts(sizes(facts["width"].tolist(), facts["height"].tolist()), found, notes)
+    drawn = [chart for chart in histograms if chart is not None]
+    return Charts(sizes(facts["width"].tolist(), facts["height"].tolist()), drawn, notes)
 
 
 def _measured(stored: Stored, training: pd.DataFrame, column: str, axis: str) -> Distribution | None:

@@ -123,7 +123,7 @@ def read(store: Store, judged: Judged) -> Stored:
     """What the store holds of a judged category; what it has lost is empty and a sentence in `problems`."""
     problems: list[str] = []
 
-    def found(what: str, ask: Callable[[], T], otherwise: T) -> T:
+    def asked(what: str, ask: Callable[[], T], otherwise: T) -> T:
         try:
             return ask()
         except NotInStore:
@@ -133,22 +133,22 @@ def read(store: Store, judged: Judged) -> Stored:
         return otherwise
 
     def table(what: str, ask: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        return found(what, ask, pd.DataFrame({column: [] for column in columns}, dtype=object))
+        return asked(what, ask, pd.DataFrame({column: [] for column in columns}, dtype=object))
 
     def output(key: str, file: str, columns: Sequence[str]) -> Callable[[], pd.DataFrame]:
         return lambda: read_table(store, f"{store.get(key).folder}/{file}", columns)
 
     facts = table("The table of images", output(judged.images, "facts.parquet", _FACT), _FACT)
     findings = table("The table of findings", lambda: read_findings(store, judged.verdict), FINDINGS)
-    meta = found("The verdict", lambda: store.get(judged.verdict).meta, None)
+    meta = asked("The verdict", lambda: store.get(judged.verdict).meta, None)
     aside, catalogue = None, judged.category.catalogue
     if catalogue:
-        aside = found("The catalogue", lambda: store.get(catalogue).meta["set_aside"], None)
+        aside = asked("The catalogue", lambda: store.get(catalogue).meta["set_aside"], None)
     suspects, key = None, judged.suspects
     if key is not None:
         suspects = table("The table of suspects", output(key, "suspects.parquet", _SUSPECT), _SUSPECT)
         suspects = suspects.astype({"suspected": bool})
-        severity = found("The summary of the suspects", lambda: store.get(key).meta["severity"], "off")
+        severity = asked("The summary of the suspects", lambda: store.get(key).meta["severity"], "off")
         findings = _with_suspects(findings, suspects, facts, severity)
     return Stored(facts.astype({"readable": bool}), findings, meta, suspects, aside, problems)
 
