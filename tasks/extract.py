@@ -146,7 +146,7 @@ class _Before:
         self.stacks = {layer: Stack.open(store, known.output, f"layer{layer}") for layer in spec.keys}
 
     def of(self, ids: Sequence[str]) -> dict[str, _Row]:
-        """The images, of these, whose features are there."""
+        """Image id -> layer -> features, for those of these images that are there."""
         names = [name for name in dict.fromkeys(ids) if name in self.known]
         rows = [self.known.rows[name] for name in names]
         layers = {layer: stack.read(rows) for layer, stack in self.stacks.items()} if rows else {}
