@@ -20,6 +20,7 @@ from sklearn.covariance import ledoit_wolf
 
 from al_models.calibration import rejected_p_value
 from al_models.errors import InvalidInput
+from al_models.metrics.ranks import holm
 
 ALPHA = 0.01
 FEWEST = 8
@@ -71,7 +72,7 @@ def changes(
     if rejected is not None and len(batch.get("score", ())):
         n, m = len(held_out["score"]), len(batch["score"])
         found[REJECTED] = rejected_p_value(rejected, m, n, rate), rate, rejected / m, m
-    adjusted = dict(zip(found, _holm([one[0] for one in found.values()]), strict=True))
+    adjusted = dict(zip(found, holm([one[0] for one in found.values()]), strict=True))
     order = sorted(found, key=lambda name: (name == REJECTED, name))
     return [Change(name, found[name][0], adjusted[name], adjusted[name] <= alpha, *found[name][1:]) for name in order]
 
@@ -120,15 +121,6 @@ class Scope:
     def outside(self, features: np.ndarray, limit: float = SCOPE_LIMIT) -> np.ndarray:
         """bool [n]: images that the model has nothing to say about: another product, another camera, darkness."""
         return self.deviations(features) > limit
-
-
-def _holm(p_values: list[float]) -> list[float]:
-    """Adjusted p-values (Holm, 1979), in the order given."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, which in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[which]))
-        adjusted[which] = highest
-    return adjusted
 
 
 def _finite(name: str, values: np.ndarray) -> np.ndarray:

@@ -21,9 +21,9 @@ from flows.sweep import Sweep
 from flows.where.runners import ThreadsRunner, on_asked_runner
 from flows.where.watch import Watch
 from storage.store import Store
+from storage.whole import write_whole
 from tasks.core.compute import inputs_of
 from tasks.core.handles import Cell
-from tasks.report.page import write_whole
 from tasks.search.hold_out import FOLDER, RULES, hold_out
 from tasks.search.trials import Rung, Score, Trial, score, standings, survivors, trials_csv, winner
 

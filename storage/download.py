@@ -32,13 +32,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import httpx
 from filelock import FileLock, Timeout
 
 from storage.errors import DownloadError
 from storage.listing import Download
+from storage.whole import write_whole
 
 Progress = Callable[[str, int, int | None], None]
 """(what is being done, bytes done, bytes in all where known)."""
@@ -144,7 +145,7 @@ def _check(download: Download) -> None:
 
 
 def _make_ready(client: httpx.Client, download: Download, root: Path, limits: Limits, report: Progress) -> Path:
-    """The folder with the unpacked content of a download, as it is to lie in the root."""
+    """The folder with the unpacked content of a download, as it will lie in the root."""
     work = root / _WORK / _key(download)
     unpacked = work / "unpacked"
     if unpacked.exists():
@@ -176,17 +177,9 @@ class _Partial:
     def size(self) -> int:
         return self.file.stat().st_size if self.file.exists() else 0
 
-    @property
-    def total(self) -> int | None:
-        """Bytes in all, as the server stated."""
-        total: int | None = _read_json(self.about).get("total")
-        return total
-
-    @property
-    def validator(self) -> str | None:
-        """What names this version of the remote file: its strong ETag or its date."""
-        validator: str | None = _read_json(self.about).get("validator")
-        return validator
+    def stated(self, what: Literal["total", "validator"]) -> Any:
+        """The bytes in all, or the strong ETag or date of this version, as the server stated; None where it did not."""
+        return _read_json(self.about).get(what)
 
     def clear(self) -> None:
         """Forget it all; the file first, or a kill in between would leave bytes under another version's name."""
@@ -197,7 +190,8 @@ class _Partial:
         """Start anew with the version of this answer."""
         self.clear()
         length = answer.headers.get("content-length")
-        _write_json(self.about, {"validator": _validator(answer), "total": None if length is None else int(length)})
+        stated = {"validator": _validator(answer), "total": None if length is None else int(length)}
+        write_whole(self.about, json.dumps(stated, indent=1))
 
     def is_continued_by(self, answer: httpx.Response) -> bool:
         """Whether a partial answer goes on exactly where these bytes end, in the same version."""
@@ -205,13 +199,14 @@ class _Partial:
         return (
             part is not None
             and int(part[1]) == self.size
-            and (part[2] == "*" or self.total is None or int(part[2]) == self.total)
-            and _validator(answer) in (None, self.validator)
+            and (part[2] == "*" or self.stated("total") in (None, int(part[2])))
+            and _validator(answer) in (None, self.stated("validator"))
         )
 
 
 def _validator(answer: httpx.Response) -> str | None:
-    """RFC 9110, 13.1.5: a weak ETag does not say that the bytes are the same."""
+    """The strong ETag of an answer, else its date. RFC 9110, 13.1.5: a weak ETag does not say that the bytes are the
+    same."""
     etag: str | None = answer.headers.get("etag")
     date: str | None = answer.headers.get("last-modified")
     return etag if etag and not etag.startswith("W/") else date
@@ -241,15 +236,14 @@ def _fetch(client: httpx.Client, download: Download, partial: _Partial, limits: 
 
 
 def _is_complete(download: Download, partial: _Partial) -> bool:
-    expected = partial.total if download.size is None else download.size
-    return expected is not None and partial.size == expected
+    return partial.size == (partial.stated("total") if download.size is None else download.size)
 
 
 def _receive(client: httpx.Client, download: Download, partial: _Partial, limits: Limits, report: Progress) -> None:
     """One request: the rest of the file where the server still has that version, else all of it."""
     asked = {"Accept-Encoding": "identity"}  # lengths and ranges are those of the file
-    if partial.size and partial.validator:
-        asked |= {"Range": f"bytes={partial.size}-", "If-Range": partial.validator}
+    if partial.size and (version := partial.stated("validator")):
+        asked |= {"Range": f"bytes={partial.size}-", "If-Range": version}
     with client.stream("GET", download.url, headers=asked) as answer:
         _accept(answer, partial)
         if answer.status_code == httpx.codes.OK:
@@ -296,7 +290,7 @@ def _retry_after(text: str) -> float:
 
 def _expected_length(download: Download, partial: _Partial, limits: Limits) -> int | None:
     """Bytes in all, if anyone says; refuses a length that is not the published one, too long or beyond the disk."""
-    stated = partial.total
+    stated = partial.stated("total")
     if download.size is not None and stated not in (None, download.size):
         partial.clear()
         raise DownloadError(f"{download.url} states {stated} bytes, expected {download.size}: not the published file")
@@ -484,13 +478,13 @@ def _place(download: Download, folder: Path, root: Path) -> None:
             _move(folder / entry, root / entry)
         done = _read_json(root / _MARKER)
         done[_key(download)] = {"url": download.url, "sha256": download.sha256, "entries": entries}
-        _write_json(root / _MARKER, done)
+        write_whole(root / _MARKER, json.dumps(done, indent=1))
     except OSError as error:
         raise DownloadError(f"cannot move {folder} into {root}: {error}; run again to go on") from error
 
 
 def _move(new: Path, old: Path) -> None:
-    """Whole folders where possible, so that a kill finds them there or not there."""
+    """Move a file, or a folder whole where nothing of its name is there, so that a kill finds it there or not there."""
     if not (new.is_dir() and old.is_dir()):
         os.replace(new, old)
         return
@@ -546,9 +540,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _write_json(file: Path, data: dict[str, Any]) -> None:
-    aside = file.with_name(f"{file.name}.new")
-    aside.write_text(json.dumps(data, indent=1))
-    os.replace(aside, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +14,20 @@ import pandas as pd
 from storage.errors import DatasetError
 from storage.listing import IMAGE_SUFFIXES, Listing, SetAside, inside
 from storage.samples import Sample, content_hash, sample_id
+from storage.tables import table_bytes, table_of
 
 Progress = Callable[[int, int], None]
 """(files done, files in all)."""
 
 MAX_BYTES = 2**30
 """Larger files are not read: no image that is decoded has as many bytes, and they would fill the memory."""
+MAX_PIXELS = 89_478_485
+"""Larger masks are not read, as larger images are not (Pillow's own limit for a decompression bomb)."""
 _COLUMNS = ["path", "size", "mtime_ns", "ctime_ns", "inode", "content"]
 _RACY_NS = 2_000_000_000
-"""A file written so shortly before it was hashed may change again without a new time."""
+"""Nanoseconds before its hashing in which a file may have been written and may change again without a new time."""
 _TICK_NS = 100_000_000
-"""The same of an inode, whose time no file system keeps in whole seconds."""
+"""The same for the time of an inode, which no file system keeps in whole seconds."""
 
 
 @dataclass
@@ -63,15 +65,13 @@ class Hashes:
     def to_parquet(self) -> bytes:
         """The table, to be kept."""
         rows = [(path, *kept) for path, kept in sorted(self.known.items())]
-        buffer = io.BytesIO()
-        table = pd.DataFrame(rows, columns=_COLUMNS).astype({"inode": "uint64"})  # which may have its highest bit set
-        table.to_parquet(buffer, index=False)
-        return buffer.getvalue()
+        # An inode's number may have its highest bit set.
+        return table_bytes(pd.DataFrame(rows, columns=_COLUMNS).astype({"inode": "uint64"}))
 
     @staticmethod
     def from_parquet(data: bytes) -> Hashes:
         """What was kept; nothing of a table of an earlier version, which knew less of a file."""
-        frame = pd.read_parquet(io.BytesIO(data))
+        frame = table_of(data)
         if {"path", "content"} <= set(frame) and "inode" not in frame:
             return Hashes()
         rows = frame[_COLUMNS].itertuples(index=False, name=None)
@@ -80,10 +80,10 @@ class Hashes:
 
 def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = None) -> Listing:
     """The listing, sorted, with the content names of images and masks; unreadable files are set aside."""
-    found = sorted(listing.samples, key=lambda s: (s.category, s.path, s.box or ""))
-    files = {s.mask: _files_of(listing.root / s.mask, s.mask) for s in found if s.mask is not None}
-    points = [s.xyz for s in found if s.xyz is not None and s.split == "test"]
-    paths = list(dict.fromkeys([*(s.path for s in found), *points, *(p for group in files.values() for p in group)]))
+    samples = sorted(listing.samples, key=lambda s: (s.category, s.path, s.box or ""))
+    files = {s.mask: _files_of(listing.root / s.mask, s.mask) for s in samples if s.mask is not None}
+    points = [s.xyz for s in samples if s.xyz is not None and s.split == "test"]
+    paths = list(dict.fromkeys([*(s.path for s in samples), *points, *(p for group in files.values() for p in group)]))
     names: dict[str, str | None] = {}
     with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter's lock
         for path, name in zip(paths, pool.map(lambda path: hashes.of(listing.root, path), paths), strict=True):
@@ -92,7 +92,7 @@ def with_hashes(listing: Listing, hashes: Hashes, progress: Progress | None = No
                 progress(len(names), len(paths))
     kept: list[Sample] = []
     aside: list[SetAside] = []
-    for sample in found:
+    for sample in samples:
         group = files[sample.mask] if sample.mask is not None else []
         xyz = sample.xyz if sample.split == "test" else None
         for path in (sample.path, *group, *([] if xyz is None else [xyz])):
@@ -166,9 +166,9 @@ def _files_of(real: Path, path: str) -> list[str]:
 
 def _folder_id(mask: str, files: Sequence[str], names: dict[str, str | None]) -> str | None:
     """Content name of a mask; of a folder it is made of its files' names. None when any may not be read."""
-    found = [names[path] for path in files]
-    if not found or None in found:
+    contents = [names[path] for path in files]
+    if not contents or None in contents:
         return None
     if list(files) == [mask]:
-        return found[0]
-    return content_hash("\n".join(f"{p.rsplit('/', 1)[-1]} {n}" for p, n in zip(files, found, strict=True)).encode())
+        return contents[0]
+    return content_hash("\n".join(f"{p.rsplit('/', 1)[-1]} {n}" for p, n in zip(files, contents, strict=True)).encode())

@@ -53,23 +53,23 @@ class HeldImage:
     """When it was rejected: UTC time, ISO 8601."""
     score: float
     limit: float
-    """Above which an image is rejected."""
+    """The score above which an image is rejected."""
     version: int | None = None
-    """That rejected it; None: it was compared with the other images, in robust deviations."""
+    """The version that rejected it; None: it was compared with the other images, in robust deviations."""
     many: bool = False
     """Whether it came with more rejected images than chance lets a threshold's promise produce: then all that came are
     held, also those that are not rejected."""
     said: list[Said] = field(default_factory=list)
-    """The last counts."""
+    """The words that persons said, of which the last counts."""
 
     @property
     def state(self) -> Literal["held", "released", "refused"]:
-        """What it is by now."""
+        """The last word said of it, or `held`."""
         return self.said[-1].word if self.said else "held"
 
     @property
     def why(self) -> str:
-        """In a few words."""
+        """The reason why it is held, in a few words."""
         if self.version is None:
             return (
                 f"{self.score:.1f} robust deviations more unlike the others than usual, up to {self.limit:g} expected"
@@ -81,14 +81,14 @@ class HeldImage:
 
 
 def write_held(store: Store, image: HeldImage, picture: bytes | None = None) -> None:
-    """Keep it, with a JPEG of it where there is one."""
+    """Keep a held image's facts, with a JPEG of it where there is one."""
     if picture is not None:
         store.write_bytes(_key(image, "jpg"), picture)
     store.write_json(_key(image, "json"), asdict(image))
 
 
 def picture_of(store: Store, image: HeldImage) -> bytes | None:
-    """Its JPEG; None where there is none, or not any more."""
+    """The JPEG of a held image; None where there is none, or not any more."""
     try:
         return store.read_bytes(_key(image, "jpg"))
     except (StorageError, OSError):
@@ -96,7 +96,7 @@ def picture_of(store: Store, image: HeldImage) -> bytes | None:
 
 
 def read_held(store: Store, model: str | None = None) -> list[HeldImage]:
-    """Those of a model, or of all, the oldest first. Raises Damaged for a file that is none."""
+    """The held images of a model, or of all models, the oldest first. Raises Damaged for a file that is none."""
     keys = store.list(_ROOT if model is None else f"{_ROOT}/{model}")
     images = [_read(store, key) for key in keys if key.endswith(".json")]
     return sorted(images, key=lambda one: (one.model, one.since, one.path))
@@ -116,7 +116,7 @@ def _read(store: Store, key: str) -> HeldImage:
 
 
 def say(store: Store, images: Iterable[HeldImage], word: Word, who: str) -> list[HeldImage]:
-    """Add a person's word to each image; as they are then."""
+    """Add a person's word to each image; the images with it."""
     now, done = datetime.now(UTC).isoformat(timespec="seconds"), []
     for image in images:
         if image.state != word:  # to say it twice says nothing new
@@ -132,32 +132,32 @@ def meant(images: Sequence[HeldImage], names: Sequence[str]) -> list[HeldImage]:
 
     Raises NotHeld for a name that means none, images of two models, or several of one.
     """
-    found = [one for name in names for one in (_matching(images, name) if "*" in name else [_the_one(images, name)])]
-    return list({(one.model, one.id): one for one in found}.values())
+    named = [one for name in names for one in (_matching(images, name) if "*" in name else [_the_one(images, name)])]
+    return list({(one.model, one.id): one for one in named}.values())
 
 
 def _matching(images: Sequence[HeldImage], pattern: str) -> list[HeldImage]:
-    found = [one for one in images if one.state == "held" and fnmatchcase(f"/{one.path}", f"*/{pattern}")]
-    models = sorted({one.model for one in found})
+    matching = [one for one in images if one.state == "held" and fnmatchcase(f"/{one.path}", f"*/{pattern}")]
+    models = sorted({one.model for one in matching})
     if len(models) > 1:
         raise NotHeld(f"images of {' and '.join(models)} match {pattern!r}; say which with --model {models[0]}")
-    if not found:
+    if not matching:
         raise NotHeld(f"no held image matches {pattern!r}; {_listed(images)}")
-    return found
+    return matching
 
 
 def _the_one(images: Sequence[HeldImage], name: str) -> HeldImage:
-    found = [one for one in images if _is_meant(one, name)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    matching = [one for one in images if _is_meant(one, name)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
         raise NotHeld(f"no image {name!r} is held; {_listed(images)}")
-    models = sorted({one.model for one in found})
+    models = sorted({one.model for one in matching})
     if len(models) > 1:
         raise NotHeld(f"images named {name!r} are held for {' and '.join(models)}; say which with --model {models[0]}")
-    several = ", ".join(f"{one.path} ({one.id[:12]})" for one in found[:_NAMED])
+    several = ", ".join(f"{one.path} ({one.id[:12]})" for one in matching[:_NAMED])
     raise NotHeld(
-        f"{name!r} means {len(found)} images held for {models[0]}: {several}; give more of the path, or the id"
+        f"{name!r} means {len(matching)} images held for {models[0]}: {several}; give more of the path, or the id"
     )
 
 

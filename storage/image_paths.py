@@ -26,8 +26,8 @@ def image_paths(given: Sequence[str], leave_out: Path, *, may_be_none: bool = Fa
 def look_for_images(
     given: Sequence[str], leave_out: Path, *, may_be_none: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """The same, and what of folders and patterns is left out: path -> the reason."""
-    found: dict[str, None] = {}
+    """The paths as `image_paths` gives them, and what folders and patterns leave out: path -> the reason."""
+    images: dict[str, None] = {}
     left_out: dict[str, str] = {}
     results = f"{leave_out.resolve()}{os.sep}"
     for text in _with_lists(given, may_be_none):
@@ -37,8 +37,8 @@ def look_for_images(
         paths = [os.path.abspath(path) for path, reason in reasons.items() if not reason]
         if not paths and not may_be_none:
             raise DatasetError(f"{text!r} holds no image; images end in {', '.join(IMAGE_SUFFIXES)}")
-        found.update(dict.fromkeys(paths))
-    return list(found), {path: reason for path, reason in left_out.items() if path not in found}
+        images.update(dict.fromkeys(paths))
+    return list(images), {path: reason for path, reason in left_out.items() if path not in images}
 
 
 def _why_left_out(path: str) -> str | None:
@@ -66,14 +66,14 @@ def _with_lists(given: Sequence[str], may_be_none: bool) -> Iterator[str]:
 
 
 def _meant(text: str) -> Iterator[str]:
-    """Files, whatever they are, and folders that are not entered."""
+    """The files that a path or pattern means, of any kind, and the folders that are not entered."""
     if os.path.isdir(text):
         yield from _below(text, set())
     elif os.path.isfile(text):
         yield text
     elif glob.has_magic(text):
-        found = (path for path in sorted(glob.glob(text, recursive=True)) if not _is_system(path))
-        for path in found:
+        matches = (path for path in sorted(glob.glob(text, recursive=True)) if not _is_system(path))
+        for path in matches:
             own = next((str(place) for place in Path(path).parents if is_own_output(str(place))), None)
             if own or not os.path.isdir(path):
                 yield own or path

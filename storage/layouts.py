@@ -50,7 +50,7 @@ class Layout:
     test_share: float = 0.0
     """Share of the good parts (images, where no {part} is named) of train to be judged instead, without test_good."""
     seed: int = 0
-    """Another seed draws others."""
+    """Seed of the draw; another seed draws others."""
 
 
 ROLES: dict[str, tuple[Split, Label]] = {

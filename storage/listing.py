@@ -46,7 +46,7 @@ class Dataset:
     categories: tuple[str, ...] = ()
     """As published; empty: whatever lies there."""
     images: int | None = None
-    """As published."""
+    """Number of images, as published."""
     tree: str
     """Expected folders and files, one a line."""
     obtain: str
@@ -133,7 +133,7 @@ def inside(root: Path, path: str, folders: Sequence[str] = (".",)) -> Path:
 
 
 def why_outside(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | None:
-    """Why a path counts as outside of these folders, or None."""
+    """The reason why a path counts as outside of these folders, or None."""
     try:
         inside(root, path, folders)
     except OutsideRoot as error:
@@ -142,7 +142,7 @@ def why_outside(root: Path, path: str, folders: Sequence[str] = (".",)) -> str |
 
 
 def why_not(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | None:
-    """Why a file may not be listed, or None. Whether an image is one shows in decoding."""
+    """The reason why a file may not be listed, or None. Whether it is an image shows when it is decoded."""
     if os.path.isdir(root / path):
         return why_outside(root, path, folders) or _A_FOLDER
     if not os.path.isfile(root / path):
@@ -151,10 +151,10 @@ def why_not(root: Path, path: str, folders: Sequence[str] = (".",)) -> str | Non
 
 
 def refused(root: Path, paths: Iterable[str], folders: Sequence[str] = (".",)) -> dict[str, str]:
-    """Path -> why it may not be listed, of those that a table in the data set names. It may name anything at all."""
+    """Path -> why it may not be listed, for paths that a table in the data set names, which may be anything."""
     parents: dict[str, bool] = {}
-    found = {path: _why_refused(root, path, folders, parents) for path in paths}
-    return {path: reason for path, reason in found.items() if reason is not None}
+    reasons = {path: _why_refused(root, path, folders, parents) for path in paths}
+    return {path: reason for path, reason in reasons.items() if reason is not None}
 
 
 def entries_in(folder: Path, root: Path, folders: Sequence[str] = (".",)) -> Iterator[tuple[str, bool, str | None]]:
@@ -197,7 +197,7 @@ def images_in(
 
 
 def unread_in(folder: Path, root: Path, category: str, folders: Sequence[str] = (".",)) -> list[SetAside]:
-    """The files directly in a folder that are not read for want of an image's extension, an entry an extension."""
+    """The files directly in a folder that have no image's extension and are not read, one entry an extension."""
     here = folder.relative_to(root).as_posix()
     try:
         entries = [] if why_outside(root, here, folders) else _visible(folder)
@@ -208,7 +208,7 @@ def unread_in(folder: Path, root: Path, category: str, folders: Sequence[str] = 
 
 
 def unread(category: str, folder: str, names: Iterable[str]) -> list[SetAside]:
-    """Files in a folder that no image's extension ends, an entry an extension."""
+    """The files of a folder that have no image's extension, one entry an extension."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
@@ -236,7 +236,7 @@ def is_own_output(folder: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name counts as nothing."""
+    """Whether a file or folder of this name is ignored."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
@@ -249,7 +249,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by name alone: paths compare in another order on Windows."""
+    """The entries of a folder that are not hidden, sorted by name alone: paths compare in another order on Windows."""
     try:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not is_hidden(e.name)), key=lambda entry: entry.name)
@@ -266,7 +266,8 @@ def _bad_name(path: str) -> str | None:
 
 
 def _why_refused(root: Path, path: str, folders: Sequence[str], parents: dict[str, bool]) -> str | None:
-    """`parents` remembers which parents lie in the root: a regular file in one of them needs no closer look."""
+    """The reason why a file may not be listed, or None. `parents` remembers which parents lie in the root: a regular
+    file in one of them needs no closer look."""
     if not path or "\0" in path:
         return f"no path of a file: {path!r}"
     try:

@@ -26,11 +26,10 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from storage.errors import DatasetError, MaskError
-from storage.files import mask_files
+from storage.files import MAX_PIXELS, mask_files
+from storage.polygons import draw_polygons
 from storage.samples import Sample, parse_box
 
-MAX_PIXELS = 89_478_485
-"""As for images (Pillow's own limit for a decompression bomb)."""
 RULES = ("auto", "nonzero", "above:N", "below:N", "values:N,M", "alpha", "labelme", "coco:NAME")
 _SHADES = 8
 """With more darker grays than these, a mask is one with soft edges or of lossy compression, and no drawing in grays."""
@@ -53,7 +52,7 @@ def read_mask(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> np
 
 
 def read_turned_mask(root: Path, sample: Sample, folders: Sequence[str] = (".",)) -> tuple[np.ndarray, int]:
-    """The same, and the EXIF orientation of its files, which is not applied: 1 for none. Raises as `read_mask`."""
+    """The pixels as `read_mask` gives them, and the EXIF orientation of the files, which is not applied: 1 for none."""
     files = list(mask_files(root, sample, folders))
     masks = [decode_mask(data, sample.mask_rule) for data in files]
     _check_sizes(sample, masks)
@@ -98,8 +97,6 @@ def decode_mask(data: bytes, rule: str = "auto") -> np.ndarray:
     """The anomalous pixels of a mask file, bool (h, w). Raises MaskError, and DatasetError for an unknown rule."""
     name, _, argument = rule.partition(":")
     if name in ("labelme", "coco"):
-        from storage.polygons import draw_polygons
-
         return draw_polygons(data, name, argument)
     if name in ("auto", "alpha"):
         image = _opened(data)
@@ -120,18 +117,18 @@ def decode_mask(data: bytes, rule: str = "auto") -> np.ndarray:
 
 
 def _auto(image: Image.Image) -> np.ndarray:
-    """What a mask marks of which nothing is said. Raises MaskError where it can be read in two ways."""
+    """The marked pixels of a mask whose rule is `auto`. Raises MaskError where it can be read in two ways."""
     if not image.has_transparency_data:
         return _marked(_gray(image), lossy=image.format in ("JPEG", "WEBP"))
     image = image.convert("RGBA")  # a palette with transparency converts cleanly by this way only
     alpha = _alpha(image)
-    found = _marked(_gray(image.convert("RGB")))
-    if alpha.min() < 255 and not np.array_equal(found, _marked(alpha)):
+    marked = _marked(_gray(image.convert("RGB")))
+    if alpha.min() < 255 and not np.array_equal(marked, _marked(alpha)):
         raise MaskError(
             f"its alpha layer shows another shape ({(alpha > 127).mean():.1%} of the pixels) than its colours "
-            f"({found.mean():.1%}); say mask_rule = alpha where the layer marks the defect, above:127 where colours do"
+            f"({marked.mean():.1%}); say mask_rule = alpha where the layer marks the defect, above:127 where colours do"
         )
-    return found
+    return marked
 
 
 def _marked(values: np.ndarray, *, lossy: bool = False) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from storage.errors import Damaged
 from storage.store import Store
 
-Outcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
+DecisionOutcome = Literal["promoted", "kept", "unchanged", "stopped", "failed"]
 """The challenger is champion; the gate kept the champion; nothing was new; the data may not be learned from; a step
 failed."""
 _ROOT = "nights"
@@ -44,7 +44,7 @@ class Looks:
     before: dict[str, list[float]]
     """Statistic (score, features, brightness, contrast, sharpness) -> its quartiles among the held-out images."""
     now: dict[str, list[float]]
-    """The same of the new images."""
+    """Statistic -> its quartiles among the new images."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Decision:
     category: str
     night: str
     """When it began: UTC time, ISO 8601."""
-    outcome: Outcome
+    outcome: DecisionOutcome
     why: str
-    """In a sentence."""
+    """The reason of the decision, in a sentence."""
     champion: int | None = None
     """Version in use from then on; None: there is none."""
     challenger: int | None = None
@@ -114,7 +114,7 @@ def _drifted(change: dict[str, Any]) -> str:
 
 
 def write_decision(store: Store, decision: Decision) -> str:
-    """Keep it; its key."""
+    """Keep a decision; its key."""
     key = f"{_ROOT}/{decision.name}/{decision.night.replace(':', '')}.json"
     store.write_json(key, asdict(decision))
     return key
@@ -122,10 +122,10 @@ def write_decision(store: Store, decision: Decision) -> str:
 
 def decision_keys(store: Store) -> dict[str, list[str]]:
     """Model, by name -> where its decisions lie, the oldest first. Reads none of them."""
-    found: dict[str, list[str]] = {}
+    keys: dict[str, list[str]] = {}
     for key in _keys(store, _ROOT):
-        found.setdefault(key.removeprefix(f"{_ROOT}/").rpartition("/")[0], []).append(key)
-    return found
+        keys.setdefault(key.removeprefix(f"{_ROOT}/").rpartition("/")[0], []).append(key)
+    return keys
 
 
 def read_decision(store: Store, key: str) -> Decision:
@@ -141,7 +141,7 @@ def read_decision(store: Store, key: str) -> Decision:
 
 
 def read_decisions(store: Store, name: str | None = None) -> Iterator[Decision]:
-    """Those of a model, or of all, by model and night. Raises Damaged for a file that is none."""
+    """The decisions about a model, or about all, by model and night. Raises Damaged for a file that is none."""
     for key in _keys(store, _ROOT if name is None else f"{_ROOT}/{name}"):
         yield read_decision(store, key)
 

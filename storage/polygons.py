@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import MaskError
-from storage.masks import MAX_PIXELS
+from storage.files import MAX_PIXELS
 
 _MAX_BYTES = 128 * 2**20
 _MAX_VALUES = 5_000_000
@@ -87,18 +87,18 @@ def _coco_entry(data: bytes, image: str) -> tuple[dict[str, Any], list[dict[str,
     """The entry of one image, and its annotations."""
     images, annotations = _coco_index(data)
     wanted = "/" + image
-    found = [
+    entries = [
         entry
         for name, entry in images.get(image.rsplit("/", 1)[-1], [])
         if wanted.endswith("/" + name) or name.endswith(wanted)
     ]
-    if len(found) != 1:
+    if len(entries) != 1:
         known = [name for group in images.values() for name, _ in group]
         raise MaskError(
-            f"{len(found)} images are named {image!r}, one was expected; the file knows {len(known)}"
+            f"{len(entries)} images are named {image!r}, one was expected; the file knows {len(known)}"
             + (f", such as {known[0][:200]!r}" if known else "")
         )
-    return found[0], annotations.get(found[0]["id"], [])
+    return entries[0], annotations.get(entries[0]["id"], [])
 
 
 @lru_cache(maxsize=1)  # one file serves all images, and is asked once for each

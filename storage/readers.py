@@ -152,20 +152,20 @@ def pair(images: Iterable[str], masks: Iterable[str], *endings: str) -> dict[str
     if not by_stem:
         return dict.fromkeys(images)
     twins = {image for group in same_stem(images) for image in group}
-    found = {
+    mask_of = {
         image: next((by_stem[name] for name in (stem(image) + end for end in endings) if name in by_stem), None)
         for image in images
         if image not in twins
     }
     alike: dict[str, list[str]] = {}
-    for name in by_stem.keys() - {stem(mask) for mask in found.values() if mask is not None}:
+    for name in by_stem.keys() - {stem(mask) for mask in mask_of.values() if mask is not None}:
         alike.setdefault(fold(name), []).append(by_stem[name])
     alone = Counter(fold(stem(image)) for image in images)
-    for image, mask in found.items():
+    for image, mask in mask_of.items():
         if mask is None and alike and alone[fold(stem(image))] == 1:
             meant = next((alike[name] for end in endings if (name := fold(stem(image) + end)) in alike), [])
-            found[image] = meant[0] if len(meant) == 1 else None
-    return {image: found.get(image) for image in images}
+            mask_of[image] = meant[0] if len(meant) == 1 else None
+    return {image: mask_of.get(image) for image in images}
 
 
 _MASK = "(?:defect|anomaly)?[-_. ]?(?:masks?|gt|ground[-_ ]?truths?|labels?|seg|segmentations?|annotations?|annot|anno)"
@@ -180,16 +180,16 @@ def masks_beside(root: Path, files: Sequence[str]) -> dict[str, str]:
     it, and, of two files of one stem, the one that is drawn in two values alone."""
     names = [fold(stem(path)) for path in files]
     stems = dict(zip(reversed(names), reversed(files), strict=True))
-    found: dict[str, str] = {}
+    image_of: dict[str, str] = {}
     for path, name in zip(files, names, strict=True):
         match = _MASK_WORD.search(name) and (_MASK_AFTER.fullmatch(name) or _MASK_BEFORE.fullmatch(name))
         if match and match[1] in stems:
-            found[path] = stems[match[1]]
-    for group in same_stem([path for path in files if path not in found] if len(stems) < len(files) else []):
+            image_of[path] = stems[match[1]]
+    for group in same_stem([path for path in files if path not in image_of] if len(stems) < len(files) else []):
         drawn_ones = [path for path in group if _is_drawn(root / path)]
         if len(group) == 2 and len(drawn_ones) == 1:
-            found[drawn_ones[0]] = next(path for path in group if path != drawn_ones[0])
-    return found
+            image_of[drawn_ones[0]] = next(path for path in group if path != drawn_ones[0])
+    return image_of
 
 
 def divide_beside(
@@ -245,7 +245,8 @@ def marked(root: Path, mask: str | None, rule: str) -> np.ndarray:
 
 
 def labelled(samples: Iterable[Sample], marks: np.ndarray) -> tuple[list[Sample], list[SetAside]]:
-    """Anomalous samples, each an image or a box of it, as the image's marks (h, w) say: good where there is none.
+    """The samples, all of them listed as anomalous, each an image or a box of it: good where the image's marks (h, w)
+    show nothing in it.
 
     What is defective, but would be learned from, is set aside.
     """
@@ -264,15 +265,16 @@ def labelled(samples: Iterable[Sample], marks: np.ndarray) -> tuple[list[Sample]
 
 
 def labelled_images(root: Path, samples: Iterable[Sample]) -> tuple[list[Sample], list[SetAside]]:
-    """Anomalous samples as their masks say; one without a mask that can be read is set aside."""
+    """The samples, all of them listed as anomalous, labelled by their masks; one without a mask that can be read is set
+    aside."""
     kept: list[Sample] = []
     aside: list[SetAside] = []
     for sample in samples:
         try:
-            found, left_out = labelled([sample], marked(root, sample.mask, sample.mask_rule))
+            own, left_out = labelled([sample], marked(root, sample.mask, sample.mask_rule))
         except MaskError as error:
-            found, left_out = [], [SetAside(sample.category, sample.path, f"whether it is good is unknown: {error}")]
-        kept += found
+            own, left_out = [], [SetAside(sample.category, sample.path, f"whether it is good is unknown: {error}")]
+        kept += own
         aside += left_out
     return kept, aside
 

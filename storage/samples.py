@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from storage.errors import Damaged
+from storage.tables import table_bytes, table_of
 
 Split = Literal["train", "validation", "test"]
 Label = Literal["good", "anomalous", "unknown"]
@@ -102,15 +102,13 @@ def to_parquet(samples: Sequence[Sample]) -> bytes:
     """The catalogue: one row a sample."""
     columns = [f.name for f in fields(Sample)]
     frame = pd.DataFrame({name: [getattr(sample, name) for sample in samples] for name in columns}, dtype="string")
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    return buffer.getvalue()
+    return table_bytes(frame)
 
 
 def from_parquet(data: bytes) -> list[Sample]:
     """What `to_parquet` wrote. Raises Damaged for other bytes."""
     try:
-        frame = pd.read_parquet(io.BytesIO(data)).astype(object)
+        frame = table_of(data).astype(object)
         frame = frame.where(frame.notna(), None)
         names = [str(name) for name in frame.columns]
         return [Sample(**dict(zip(names, row, strict=True))) for row in frame.itertuples(index=False, name=None)]

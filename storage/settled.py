@@ -15,7 +15,7 @@ class Settled:
         """Path -> size, time of change in ns, whether it was given."""
 
     def look(self, paths: Sequence[str]) -> list[str]:
-        """Those of the files that there are now which have settled since the last look; again after a change."""
+        """Those of the present files that have settled since the last look; a file that changes is given again."""
         before, self._seen = self._seen, {}
         settled = []
         for path in paths:

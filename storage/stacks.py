@@ -24,16 +24,16 @@ class Stack:
     """int [p]: the first row of each."""
 
     @staticmethod
-    def open(store: Store, found: Artifact, name: str) -> Stack:
+    def open(store: Store, output: Artifact, name: str) -> Stack:
         """An array of this output. Raises NotInStore when it is not there."""
         import zarr
 
-        parts = found.meta.get("parts", [[found.folder, 0]])
+        parts = output.meta.get("parts", [[output.folder, 0]])
         try:
             arrays = [zarr.open_array(store.zarr_store(f"{folder}/{name}"), mode="r") for folder, _ in parts]
         except FileNotFoundError as error:
             raise NotInStore(
-                f"an array {name} of {found.key} is not in {store.url}; delete that folder and run again"
+                f"an array {name} of {output.key} is not in {store.url}; delete that folder and run again"
             ) from error
         return Stack(tuple(arrays), np.cumsum([0, *(rows for _, rows in parts[:-1])]))
 
@@ -48,19 +48,19 @@ class Stack:
         return self.arrays[0].chunks[0]
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """These rows, in order."""
+        """The given rows, in order."""
         rows = np.asarray(rows)
         if len(self.arrays) == 1:
             return _read(self.arrays[0], rows)
         part = np.searchsorted(self.starts, rows, side="right") - 1
-        found = np.empty((len(rows), *self.shape[1:]), self.arrays[0].dtype)
+        values = np.empty((len(rows), *self.shape[1:]), self.arrays[0].dtype)
         for which in np.unique(part):
-            found[part == which] = _read(self.arrays[which], rows[part == which] - self.starts[which])
-        return found
+            values[part == which] = _read(self.arrays[which], rows[part == which] - self.starts[which])
+        return values
 
 
 def _read(array: zarr.Array[Any], rows: np.ndarray) -> np.ndarray:
-    """A span that is mostly wanted is read whole, since chunks are anyway."""
+    """Rows of an array. A span of which most rows are wanted is read whole, since chunks are read whole anyway."""
     if not len(rows):
         return np.asarray(array[:0])
     first, last = int(rows.min()), int(rows.max()) + 1

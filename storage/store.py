@@ -24,6 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import Damaged, HoldsPassword, NotInStore, NotStorable, StoreTooNew
+from storage.whole import write_whole
 
 if TYPE_CHECKING:
     import zarr
@@ -83,7 +84,8 @@ class Store:
 
     @property
     def _fs_options(self) -> dict[str, Any]:
-        """What other processes' writes demand: remembered listings would hide them, ranged reads would mix them."""
+        """Options of the file system, which other processes write to: remembered listings would hide their writes,
+        ranged reads would mix them."""
         one_request = {"max_concurrency": 1} if self.url.startswith(("s3://", "s3a://")) else {}
         return {"use_listings_cache": False, **one_request, **self.options}
 
@@ -117,12 +119,12 @@ class Store:
         except NotInStore:
             self.write_json("store.json", {"format": FORMAT})
             return
-        found = mark.get("format") if isinstance(mark, dict) else mark
-        if not isinstance(found, int) or found > FORMAT:
-            raise StoreTooNew(f"{self.url} has format {found}, this version reads up to {FORMAT}; {_FIX_NEWER}")
+        given = mark.get("format") if isinstance(mark, dict) else mark
+        if not isinstance(given, int) or given > FORMAT:
+            raise StoreTooNew(f"{self.url} has format {given}, this version reads up to {FORMAT}; {_FIX_NEWER}")
 
     def read_bytes(self, key: str) -> bytes:
-        """Raises NotInStore."""
+        """The bytes under a key. Raises NotInStore."""
         path = self.path(key)
         try:
             return bytes(self._fs.cat_file(path))
@@ -135,21 +137,10 @@ class Store:
         if not self.is_local:
             self._fs.pipe_file(path, data)  # an object store's PUT is atomic
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(aside, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(aside)
-            raise
+        write_whole(path, data)
 
     def read_json(self, key: str) -> Any:
-        """Raises NotInStore, or Damaged when the bytes are not JSON."""
+        """The value under a key. Raises NotInStore, or Damaged when the bytes are not JSON."""
         try:
             return json.loads(self.read_bytes(key))
         except ValueError as error:  # not JSON, or not even text
@@ -163,10 +154,10 @@ class Store:
         """Keys below a prefix, sorted; files being written are not among them."""
         root, path = self._root, self.path(prefix)
         try:
-            found = self._fs.find(path)
+            paths = self._fs.find(path)
         except FileNotFoundError:
             return []
-        return sorted(str(name)[len(root) + 1 :] for name in found if not str(name).endswith(".partial"))
+        return sorted(str(name)[len(root) + 1 :] for name in paths if not str(name).endswith(".partial"))
 
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix; nothing there is no error."""
@@ -188,10 +179,10 @@ class Store:
 
     def get(self, key: str) -> Artifact:
         """The finished output under this key. Raises NotInStore."""
-        found = self.find(key)
-        if found is None:
+        output = self.find(key)
+        if output is None:
             raise NotInStore(f"{key} is not complete in {self.url}; run the step that makes it")
-        return found
+        return output
 
     @contextmanager
     def draft(self, key: str) -> Iterator[Draft]:
@@ -265,9 +256,9 @@ def json_bytes(what: str, value: Any) -> bytes:
 
 
 def _not_finite(value: Any, *at: str) -> str | None:
-    """Where the first number lies that JSON has no word for, and what it is."""
+    """Where the first number lies that JSON has no word for, and which one it is; None without such a number."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{'.'.join(at) or 'the value'} is {value}"
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    found = (_not_finite(item, *at, str(name)) for name, item in items)
-    return next((problem for problem in found if problem), None)
+    problems = (_not_finite(item, *at, str(name)) for name, item in items)
+    return next((problem for problem in problems if problem), None)

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import HeldOutPixels
 from al_models.parts.frame import peaks_at_rim
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.compute import detector_of, runtime_of
 from tasks.core.handles import Cell, Validated
 from tasks.core.limits import in_memory
-from tasks.core.steps import GPU, retry_passing, run_step, step_key
+from tasks.core.steps import run_step, step, step_key
 from tasks.fit import load_model, method_code, source_for
 
 
-@task(
-    name="calibrate",
-    task_run_name="calibrate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("calibrate", "calibrate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}", gpu=True)
 def calibrate(cell: Cell, validated: Validated, features: str | None, model: str) -> str:
     """Key of the calibration: in its manifest, the scores and the largest map values of the held-out good images, and
     which of these lie at the rim; beside it, all map values, from which other maps get p-values (`held_out_pixels`).
@@ -69,16 +59,14 @@ def _calibrate(
 def _write_pixels(store: Store, draft: Draft, pixels: HeldOutPixels) -> None:
     keys = np.flatnonzero(pixels.shares + pixels.maxima)
     table = pd.DataFrame({"key": keys, "share": pixels.shares[keys], "maxima": pixels.maxima[keys]})
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/pixels.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/pixels.parquet", table)
 
 
 def held_out_pixels(store: Store, key: str) -> HeldOutPixels:
     """The map values of the held-out images of a calibration. Raises NotInStore when it is not there."""
-    found = store.get(key)
-    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{found.folder}/pixels.parquet")))
-    pixels = HeldOutPixels(ids=set(found.meta["ids"]))
+    calibration = store.get(key)
+    table = read_table(store, f"{calibration.folder}/pixels.parquet")
+    pixels = HeldOutPixels(ids=set(calibration.meta["ids"]))
     pixels.shares[table["key"]] = table["share"]
     pixels.maxima[table["key"]] = table["maxima"]
     return pixels

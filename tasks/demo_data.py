@@ -6,14 +6,8 @@ nothing is downloaded.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +20,7 @@ from PIL import Image
 from al_models.errors import InvalidInput
 from al_models.parts.defects import MIN_SIDE, Defect, cut_paste, perlin_composite, scratch, stain
 from storage.errors import DatasetError
+from storage.whole import made_anew
 from tasks.core.steps import code_fingerprint
 
 
@@ -51,7 +46,6 @@ CATEGORIES: Mapping[str, Texture] = MappingProxyType(
 DEFECT_TYPES = ("cut_paste", "perlin_composite", "scratch", "stain")
 
 _MAX_SIDE = 256
-_ABANDONED_AFTER_S = 3600
 _RECORD = "demo.json"
 
 
@@ -87,12 +81,8 @@ def make_demo_data(
     wanted = {**numbers, "code": code_fingerprint(__name__), "source": "scikit-image textures (CC0)"}
     if not _is_whole(root, wanted):
         _refuse_foreign(root)
-        root.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
-        # The folder of tempfile is private to its owner; the one made inside it has the user's usual permissions.
-        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", suffix=".partial", dir=root.parent) as aside:
-            _write(Path(aside, "new"), wanted)
-            _put(Path(aside, "new"), root, Path(aside, "old"), wanted)
+        with made_anew(root, partial(_is_whole, root, wanted)) as new:
+            _write(new, wanted)
     return list(CATEGORIES)
 
 
@@ -107,18 +97,18 @@ def _check(numbers: Mapping[str, int]) -> None:
 
 def _is_whole(root: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the folder was made with these parameters and no image has gone since."""
-    found = _read_record(root)
-    if found is None or {**wanted, "files": found.get("files")} != found:
+    record = _read_record(root)
+    if record is None or {**wanted, "files": record.get("files")} != record:
         return False
-    return sum(1 for _ in root.rglob("*.png")) >= found["files"]
+    return sum(1 for _ in root.rglob("*.png")) >= record["files"]
 
 
 def _read_record(root: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def _refuse_foreign(root: Path) -> None:
@@ -128,27 +118,6 @@ def _refuse_foreign(root: Path) -> None:
         f"{root} holds something else than demo data (it has no {_RECORD}) and is left as it is; "
         "give a folder that is new or empty"
     )
-
-
-def _sweep(root: Path) -> None:
-    """Remove what a killed run left beside the folder, once it cannot be at work any more."""
-    for left in root.parent.glob(f".{glob.escape(root.name)}-*.partial"):
-        with suppress(FileNotFoundError):  # its owner may remove it at this moment
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _put(new: Path, root: Path, old: Path, wanted: Mapping[str, Any]) -> None:
-    """Move the finished folder into place and what was there out of the way, unless another process was faster."""
-    if _is_whole(root, wanted):
-        return
-    with suppress(FileNotFoundError):
-        os.replace(root, old)
-    try:
-        os.replace(new, root)
-    except OSError:
-        if not _is_whole(root, wanted):  # the same data of another process is as good as ours
-            raise
 
 
 def _write(root: Path, wanted: Mapping[str, Any]) -> None:
@@ -194,7 +163,7 @@ def _defects(category: str, size: int) -> dict[str, Defect]:
 
 
 def _generator(*names: int) -> np.random.Generator:
-    """Each image has its own, so that asking for more images leaves the first ones as they were."""
+    """The random generator of one image, so that asking for more images leaves the first ones as they were."""
     return np.random.default_rng(names)
 
 

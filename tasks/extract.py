@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import FLOAT16_MAX
 from al_models.errors import InvalidInput
@@ -29,7 +27,7 @@ from tasks.core.handles import Validated
 from tasks.core.limits import in_memory
 from tasks.core.parts import Part, joined
 from tasks.core.progress import Progress
-from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import StoredSource, accepted_samples
 from tasks.prepare import pixels_series
 
@@ -42,15 +40,7 @@ _OVERFLOW = 65520.0
 """From here on half precision rounds to infinity."""
 
 
-@task(
-    name="extract",
-    task_run_name="extract {spec.backbone} {validated.name}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("extract", "extract {spec.backbone} {validated.name}", gpu=True)
 def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts: Sequence[str] = ()) -> str:
     """Key of the features: a Zarr array float16 `layer<i>` (n, c, h, w) for each of `spec.keys`, a row an accepted
     image, and `means`, float64 (n, c of all layers), over the positions of each.
@@ -68,15 +58,7 @@ def extract(validated: Validated, spec: FeatureSpec, device: str = "auto", parts
     return key
 
 
-@task(
-    name="extract part",
-    task_run_name="extract {spec.backbone} {validated.name} images {part}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("extract part", "extract {spec.backbone} {validated.name} images {part}", gpu=True)
 def extract_part(validated: Validated, spec: FeatureSpec, device: str, part: Part) -> str:
     """Key of the features of this part's images; none are computed where those of all are there already."""
     store = Store(validated.category.store)
@@ -93,7 +75,7 @@ def _key(validated: Validated, spec: FeatureSpec, **of_part: dict[str, int]) -> 
 
 
 def features_series(validated: Validated, spec: FeatureSpec, **of: Any) -> str:
-    """What outputs share whose rows, of equal images, are equal."""
+    """The name of the series of outputs whose rows are equal for equal images."""
     return step_key(
         "features",
         validated.category.dataset,
@@ -164,7 +146,7 @@ class _Before:
         self.stacks = {layer: Stack.open(store, known.output, f"layer{layer}") for layer in spec.keys}
 
     def of(self, ids: Sequence[str]) -> dict[str, _Row]:
-        """Those of these images that are there."""
+        """Image id -> layer -> features, for those of these images that are there."""
         names = [name for name in dict.fromkeys(ids) if name in self.known]
         rows = [self.known.rows[name] for name in names]
         layers = {layer: stack.read(rows) for layer, stack in self.stacks.items()} if rows else {}
@@ -184,14 +166,14 @@ def _computed(backbone: Any, source: StoredSource) -> Iterator[_Row]:
     for batch in source:
         missing = source.batch_size - len(batch)
         images = torch.cat([batch.images, batch.images[-1:].expand(missing, -1, -1, -1)]) if missing else batch.images
-        found = {key: values[: len(batch)] for key, values in backbone(images).items()}
-        for layer, values in found.items():
+        features = {key: values[: len(batch)] for key, values in backbone(images).items()}
+        for layer, values in features.items():
             if not values.abs().amax() < _OVERFLOW:  # which NaN is not, either
                 raise InvalidInput(
                     f"layer {layer} of {backbone.spec.backbone} has values beyond ±{FLOAT16_MAX:.0f} or not finite, "
                     "which half precision cannot hold; choose another layer or backbone"
                 )
-        layers = {key: found[key].half().cpu().numpy() for key in backbone.spec.keys}
+        layers = {key: features[key].half().cpu().numpy() for key in backbone.spec.keys}
         for i in range(len(batch)):
             yield {layer: half[i] for layer, half in layers.items()}
 

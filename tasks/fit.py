@@ -11,8 +11,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import safetensors.numpy
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.detector import Detector
 from al_models.parts.alignment import alignment
@@ -23,7 +21,7 @@ from tasks.core.earlier import latest, remember
 from tasks.core.handles import Cell, Validated
 from tasks.core.limits import in_memory
 from tasks.core.split import fit_and_calibration, with_new_images
-from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import StoredCheckpoints, StoredSource, accepted_samples, as_safetensors
 from tasks.extract import features_series
 from tasks.prepare import pixels_series
@@ -41,15 +39,7 @@ _kept: list[Detector] = []
 _loading = threading.Lock()
 
 
-@task(
-    name="fit",
-    task_run_name="fit {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("fit", "fit {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}", gpu=True)
 def fit(cell: Cell, validated: Validated, features: str | None) -> str:
     """Key of the model: `state.safetensors` (plain arrays) and, in the manifest, what it learned from.
 
@@ -95,7 +85,7 @@ def _of_tonight(cell: Cell, validated: Validated) -> dict[str, str]:
 
 
 def series_read(cell: Cell, validated: Validated) -> str:
-    """What fits share that read equal values of equal images."""
+    """The name of the series that the fit reads: of its outputs equal images have equal values."""
     _, spec = inputs_of(cell)
     return pixels_series(validated.prepared) if spec is None else features_series(validated, spec)
 
@@ -134,7 +124,7 @@ def method_code(step: str, detector: Detector) -> str:
 def source_for(
     detector: Detector, validated: Validated, features: str | None, ids: list[str], batch_size: int = 16
 ) -> StoredSource:
-    """What this detector reads of these images."""
+    """The images and features, of these ids, that this detector reads."""
     return StoredSource(
         validated,
         ids,
@@ -209,12 +199,12 @@ def _losses(detector: Detector) -> list[list[float | None]]:
 
 
 def _doubts(detector: Detector, validated: Validated, ids: list[str]) -> list[str]:
-    """What speaks against this method on these images."""
+    """Sentences that speak against this method on these images."""
     sample = ids[:: max(1, len(ids) // _ENOUGH_TO_SEE)][:_ENOUGH_TO_SEE]
     if not detector.traits.aligned_images_only or len(sample) < 2:
         return []
     source = StoredSource(validated, sample, spec=None, features=None, images=True)
     images = source.read(range(len(sample))).images
     assert images is not None
-    found = alignment(images)
-    return [found.sentence] if found.warn else []
+    aligned = alignment(images)
+    return [aligned.sentence] if aligned.warn else []

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from storage.datasets import DATASETS, list_samples
 from storage.errors import NotInStore
 from storage.files import Hashes
@@ -22,7 +19,7 @@ from storage.samples import Sample, content_hash, fingerprint, to_parquet
 from storage.store import Store
 from tasks.core.handles import Category
 from tasks.core.progress import Progress
-from tasks.core.steps import code_fingerprint, measured, retry_passing, step_key
+from tasks.core.steps import code_fingerprint, measured, step, step_key
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +34,7 @@ class Ingested:
     """The others: category -> why nothing can be learned in it."""
 
 
-@task(
-    name="ingest",
-    task_run_name="ingest {dataset}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("ingest", "ingest {dataset}")
 def ingest(
     store_url: str,
     dataset: str,
@@ -70,14 +60,14 @@ def ingest(
     logger.info("%s: %d files read and hashed, the others known", dataset, hashes.hashed)
     seconds = cost.as_meta()["seconds"] / max(1, len(listing.samples))
     names = sorted({sample.category for sample in listing.samples} - set(listing.problems))
-    found = [_catalogue(store, listing, dataset, name, options or {}, seconds, cost.peak_memory_mb) for name in names]
+    listed = [_catalogue(store, listing, dataset, name, options or {}, seconds, cost.peak_memory_mb) for name in names]
     for name, reason in listing.problems.items():
         logger.warning("%s/%s cannot be used: %s", dataset, name, reason)
-    return Ingested(found, listing.problems)
+    return Ingested(listed, listing.problems)
 
 
 def _hashes_key(root: str) -> str:
-    """Files are known by where they lie, so each folder has a table of its own, of names given by the same code."""
+    """The key of a folder's table of hashes, which names files by where they lie and by the same code."""
     known_by = f"{code_fingerprint('storage.files')} {Path(root).resolve()}"
     return f"hashes/{content_hash(known_by.encode())}.parquet"
 
@@ -143,7 +133,7 @@ def _rows(aside: list[SetAside]) -> list[dict[str, Any]]:
 
 
 def _counts(samples: list[Sample]) -> dict[str, int]:
-    """Images by use, such as `test_anomalous`; `without_mask` are anomalous images whose mask is unknown."""
+    """Numbers of images by use, such as `test_anomalous`; `without_mask` are anomalous images whose mask is unknown."""
     counts = Counter(sample.split if sample.split != "test" else f"test_{sample.label}" for sample in samples)
     without = sum(sample.label == "anomalous" and sample.mask is None for sample in samples)
     return {**dict(sorted(counts.items())), "without_mask": without}

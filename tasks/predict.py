@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,30 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import zarr
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from storage.store import Artifact, Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.compute import detector_of, runtime_of
 from tasks.core.handles import Cell, Validated
 from tasks.core.limits import in_memory
 from tasks.core.parts import Part, joined
-from tasks.core.steps import GPU, retry_passing, run_step, step_key
+from tasks.core.steps import run_step, step, step_key
 from tasks.core.stored import accepted_samples
 from tasks.fit import load_model, method_code, source_for
 
 CHUNK = 8
 
 
-@task(
-    name="predict",
-    task_run_name="predict {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("predict", "predict {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}", gpu=True)
 def predict(cell: Cell, validated: Validated, features: str | None, model: str, parts: Sequence[str] = ()) -> str:
     """Key of the maps: a Zarr array `maps` float16 (n, h, w) and `scores.parquet` (id, score), a row a test image.
     `parts`: keys of what `predict_part` has computed of it."""
@@ -44,15 +34,7 @@ def predict(cell: Cell, validated: Validated, features: str | None, model: str, 
     return key
 
 
-@task(
-    name="predict part",
-    task_run_name="predict {cell.method} {cell.dataset}/{cell.category} seed {cell.seed} images {part}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("predict part", "predict {cell.method} {cell.dataset}/{cell.category} seed {cell.seed} images {part}", gpu=True)
 def predict_part(cell: Cell, validated: Validated, features: str | None, model: str, part: Part) -> str:
     """Key of the maps and scores of this part's images; none are computed where those of all are there already."""
     store = Store(validated.category.store)
@@ -72,7 +54,7 @@ def _key(cell: Cell, validated: Validated, model: str, **of_part: dict[str, int]
 
 def _join(store: Store, parts: Sequence[str], draft: Draft) -> dict[str, Any]:
     tables = [read_scores(store, store.get(part)) for part in parts]
-    _write_scores(store, draft, pd.concat(tables, ignore_index=True))
+    write_table(store, f"{draft.folder}/scores.parquet", pd.concat(tables, ignore_index=True))
     return joined(store, parts)
 
 
@@ -103,16 +85,10 @@ def _predict(
         return scores
 
     scores = in_memory(write_maps, 16)
-    _write_scores(store, draft, pd.DataFrame({"id": ids, "score": scores}))
+    write_table(store, f"{draft.folder}/scores.parquet", pd.DataFrame({"id": ids, "score": scores}))
     return {"ids": ids}
 
 
-def _write_scores(store: Store, draft: Draft, table: pd.DataFrame) -> None:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/scores.parquet", buffer.getvalue())
-
-
 def read_scores(store: Store, predicted: Artifact) -> pd.DataFrame:
-    """`id` and `score`, a row a test image."""
-    return pd.read_parquet(io.BytesIO(store.read_bytes(f"{predicted.folder}/scores.parquet")))
+    """A table of `id` and `score`, a row a test image."""
+    return read_table(store, f"{predicted.folder}/scores.parquet")

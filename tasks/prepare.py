@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput
 from al_models.parts.images import (
@@ -36,10 +33,11 @@ from storage.masks import read_turned_mask
 from storage.samples import Sample, from_parquet, parse_box
 from storage.stacks import Stack
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.earlier import Earlier, earlier, remember
 from tasks.core.handles import Category, Prepared
 from tasks.core.progress import Progress
-from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 
 logger = logging.getLogger(__name__)
 
@@ -93,14 +91,7 @@ value, `white` the end of the range that was learned, and `beyond` the share of 
 and sharpness are `al_models.parts.images.light` of the resized image."""
 
 
-@task(
-    name="prepare",
-    task_run_name="prepare {category.dataset}/{category.category}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("prepare", "prepare {category.dataset}/{category.category}")
 def prepare(category: Category, image_size: int, white: float | None = None) -> Prepared:
     """Keep the category's images as uint8 squares, and what was seen while decoding them.
 
@@ -123,7 +114,7 @@ def prepare(category: Category, image_size: int, white: float | None = None) -> 
 
 
 def images_series(category: Category, image_size: int, **of: Any) -> str:
-    """What outputs share whose rows, of equal images, are equal."""
+    """The name of the series of outputs whose rows are equal for equal images."""
     code = code_fingerprint(__name__)
     return step_key("images", category.dataset, category.category, image_size=image_size, code=code, **of)
 
@@ -134,12 +125,12 @@ def _of_range(white: float | None) -> dict[str, float]:
 
 def white_of(store: Store, images: str) -> float | None:
     """The end of the range that prepared images were scaled from; None for 8 bits, and where they are not there."""
-    found = store.find(images)
-    return None if found is None else found.meta.get("white")
+    output = store.find(images)
+    return None if output is None else output.meta.get("white")
 
 
 def pixels_series(prepared: Prepared) -> str:
-    """What outputs share that read equal pixels of equal images: those of one range."""
+    """The name of the series of what reads equal pixels of equal images: of images with one range."""
     store = Store(prepared.category.store)
     return images_series(prepared.category, prepared.image_size, **_of_range(white_of(store, prepared.images)))
 
@@ -165,9 +156,7 @@ def _prepare(store: Store, category: Category, image_size: int, white: float | N
         known = pool.map(partial(_known, root, folders, stay), [sample for sample in samples if sample.id in stay])
         facts = [next(known if sample.id in stay else new) for sample in samples]
     table = pd.DataFrame(facts, columns=list(COLUMNS)).astype(COLUMNS)
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/facts.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/facts.parquet", table)
     logger.info("%s: %d images prepared at %d px", category.name, len(samples), image_size)
     remember(store, series, draft.key)
     ids = [sample.id for sample in written]
@@ -180,20 +169,20 @@ def _prepare(store: Store, category: Category, image_size: int, white: float | N
 def _learned(
     pool: ThreadPoolExecutor, store: Store, series: str, root: Path, folders: Sequence[str], good: Sequence[Sample]
 ) -> float | None:
-    """The end of the range of good images with more than 8 bits; those that were decoded before are not again."""
+    """The end of the range of good images with more than 8 bits; images that were decoded before are not decoded
+    again."""
     if not good:
         return None
     known = earlier(store, series)
     seen: dict[str, float] = {}
     with suppress(NotInStore, KeyError):
         if known is not None:
-            data = store.read_bytes(f"{known.output.folder}/facts.parquet")
-            table = pd.read_parquet(io.BytesIO(data), columns=["id", "highest"]).dropna()
+            table = read_table(store, f"{known.output.folder}/facts.parquet", ["id", "highest"]).dropna()
             seen = dict(zip(table["id"], table["highest"].astype(float), strict=True))
     new = [sample for sample in good if sample.id not in seen]
     values = pool.map(lambda sample: highest_value(read_image(root, sample, folders)), new)
-    found = [seen[sample.id] for sample in good if sample.id in seen]
-    return learned_white([*found, *(value for value in values if value is not None)])
+    before = [seen[sample.id] for sample in good if sample.id in seen]
+    return learned_white([*before, *(value for value in values if value is not None)])
 
 
 def _write(
@@ -216,7 +205,7 @@ class _Before:
 
     def __init__(self, store: Store, known: Earlier) -> None:
         self.known, stack = known, Stack.open(store, known.output, "images")
-        table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{known.output.folder}/facts.parquet")))
+        table = read_table(store, f"{known.output.folder}/facts.parquet")
         self.facts = table.drop_duplicates("id").set_index("id")[list(OF_THE_IMAGE)].to_dict("index")
         n, chunk = stack.shape[0], stack.chunk
         self._chunk = lru_cache(8)(lambda place: stack.read(range(place * chunk, min(n, (place + 1) * chunk))))
@@ -237,7 +226,7 @@ def _before(store: Store, series: str, channels: int, white: float | None) -> _B
 
 
 def _blocks(pool: ThreadPoolExecutor, look: partial[_Seen], samples: Sequence[Sample]) -> Iterator[list[_Seen]]:
-    """What is seen of the samples, a shard at a time; the next shard is decoded while this one is written."""
+    """The facts and pixels of the samples, a shard at a time; the next shard is decoded while this one is written."""
     pending: Iterator[_Seen] = iter(())
     for start in range(0, len(samples) + SHARD, SHARD):
         following = pool.map(look, samples[start : start + SHARD])
@@ -272,7 +261,7 @@ def _look(
 
 
 def _known(root: Path, folders: Sequence[str], facts: Mapping[str, dict[str, Any]], sample: Sample) -> dict[str, Any]:
-    """The facts of one that was decoded before."""
+    """The facts of a sample that was decoded before."""
     return _listed(root, folders, sample) | facts[sample.id]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,19 +10,18 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.parts.contamination import FEWEST, Unlikeness, layer_to_compare, unlikeness
 from al_models.registry import create
 from al_models.types import FeatureSpec
 from storage.samples import Sample, fingerprint, to_parquet
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.compute import device_of
 from tasks.core.handles import Validated
 from tasks.core.policy import DEFAULT_POLICY, Policy
 from tasks.core.progress import Progress
-from tasks.core.steps import GPU, code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import StoredSource, accepted_samples
 from tasks.validate import FINDINGS, CategoryStopped, findings
 
@@ -49,15 +47,7 @@ def shared_spec(image_size: int) -> FeatureSpec:
     return spec
 
 
-@task(
-    name="suspect",
-    task_run_name="suspect {validated.name}",
-    tags=[GPU],
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("suspect", "suspect {validated.name}", gpu=True)
 def suspect(
     validated: Validated, features: str, spec: FeatureSpec, policy: Policy = DEFAULT_POLICY, device: str = "auto"
 ) -> Validated:
@@ -81,8 +71,8 @@ def suspect(
         deviations=policy.suspect_deviations,
         code=code_fingerprint(__name__),
     )
-    found = run_step(store, key, partial(_suspect, store, validated, features, spec, policy, device)).meta
-    if policy.severity(RULE) != "reject" or not found["suspected"]:
+    suspects = run_step(store, key, partial(_suspect, store, validated, features, spec, policy, device)).meta
+    if policy.severity(RULE) != "reject" or not suspects["suspected"]:
         return replace(validated, suspects=key)
     return _without_suspects(store, validated, key, policy)
 
@@ -94,7 +84,7 @@ def _suspect(
     samples = [sample for sample in accepted_samples(validated) if sample.split == "train" and severity != "off"]
     table = _table(validated, features, spec, samples, policy, device)
     suspected = int(table["suspected"].sum())
-    store.write_bytes(f"{draft.folder}/suspects.parquet", _parquet(table))
+    write_table(store, f"{draft.folder}/suspects.parquet", table)
     logger.info("%s: %d of %d training images suspected", validated.name, suspected, len(samples))
     return {
         "suspected": suspected,
@@ -115,15 +105,15 @@ def _table(
 ) -> pd.DataFrame:
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-    found = compared(validated, features, spec, samples, device)
+    unlikeness = compared(validated, features, spec, samples, device)
     columns = {
         "id": [sample.id for sample in samples],
         "key": [sample.key for sample in samples],
-        "score": found.scores,
-        "deviations": found.deviations,
-        "suspected": found.deviations > policy.suspect_deviations,
-        "x": found.places[:, 0],
-        "y": found.places[:, 1],
+        "score": unlikeness.scores,
+        "deviations": unlikeness.deviations,
+        "suspected": unlikeness.deviations > policy.suspect_deviations,
+        "x": unlikeness.places[:, 0],
+        "y": unlikeness.places[:, 1],
     }
     return pd.DataFrame(columns).astype(COLUMNS)
 
@@ -131,7 +121,7 @@ def _table(
 def compared(
     validated: Validated, features: str, spec: FeatureSpec, samples: Sequence[Sample], device: str
 ) -> Unlikeness:
-    """How unlike the others each of these images is, one at least. `features`: key of the spec's features."""
+    """The deviation of each of these images, one at least, from the others. `features`: key of the spec's features."""
     layer = _layer(Store(validated.category.store), features, spec)
     one_layer = FeatureSpec(spec.backbone, (layer,), spec.image_size, spec.weights)  # no other is read
     ids = [sample.id for sample in samples]
@@ -160,7 +150,7 @@ def _without_suspects(store: Store, validated: Validated, suspects: str, policy:
 def _set_aside(store: Store, validated: Validated, suspects: str, policy: Policy, draft: Draft) -> dict[str, Any]:
     """The verdict that was, with the suspects rejected."""
     folder = store.get(suspects).folder
-    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{folder}/suspects.parquet")))
+    table = read_table(store, f"{folder}/suspects.parquet")
     reasons = {row.key: _reason(row, policy) for row in table[table["suspected"]].itertuples()}
     meta = without(store, validated, RULE, reasons, policy, draft)
     expectations = [*meta["expectations"], _summary(len(reasons), policy)]
@@ -183,7 +173,7 @@ def without(
     known = known[~known["key"].isin(reasons)]  # what else is unusual about an image that is set aside is no news
     together = pd.concat([known, pd.DataFrame(rows, columns=list(FINDINGS), dtype="string")], ignore_index=True)
     store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(kept))
-    store.write_bytes(f"{draft.folder}/findings.parquet", _parquet(together))
+    write_table(store, f"{draft.folder}/findings.parquet", together)
     return before | {
         "fingerprint": fingerprint(kept),
         "counts": before["counts"] | _accepted(before["counts"], samples, reasons),
@@ -197,7 +187,7 @@ def without(
 def _accepted(
     counts: Mapping[str, Mapping[str, int]], samples: Sequence[Sample], reasons: Mapping[str, str]
 ) -> dict[str, dict[str, int]]:
-    """The counts of the splits that images are taken from, by how many are accepted then."""
+    """The verdict's counts of the splits that images are taken from, with how many are accepted without them."""
     gone = Counter(sample.split for sample in samples if sample.key in reasons)
     return {split: {**counts[split], "accepted": counts[split]["accepted"] - n} for split, n in gone.items()}
 
@@ -239,9 +229,3 @@ def _summary(unexpected: int, policy: Policy) -> dict[str, Any]:
         "success": unexpected == 0,
         "unexpected": unexpected,
     }
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()

@@ -27,12 +27,13 @@ from al_models.errors import InvalidInput
 from al_models.outlines import regions_above
 from storage.errors import Damaged, DatasetError, InUse
 from storage.image_paths import image_paths, look_for_images
-from storage.journal import Journal, replaced
+from storage.journal import Journal
 from storage.models import Registry
 from storage.records import RunRecord
 from storage.settled import Settled
 from storage.stacks import Stack
 from storage.store import Store
+from storage.whole import replaced
 from tasks.calibrate import calibrate
 from tasks.core.compute import detector_of
 from tasks.core.handles import Cell

@@ -453,7 +453,7 @@ def test_nothing_half_written_stays(store: Store, tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tasks.report.page.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
         made(store, tmp_path)
     kept = ["data.html", "findings.csv", "index.html", "results.csv", "results.md"]

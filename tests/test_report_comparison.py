@@ -13,13 +13,14 @@ import pytest
 
 from al_models.metrics import Ranking, Replicates, compare, rank_methods
 from al_models.metrics.bootstrap import image_replicates
+from al_models.metrics.ranks import holm
 from storage.records import RunRecord, read_records, write_record
 from storage.store import Store
 from tasks.compare import comparison
 from tasks.compare.across import Across, layout, over_categories
 from tasks.compare.answer import headline, listed
-from tasks.compare.comparison import BETTER, EQUAL, UNKNOWN, WORSE, Contest, Difference, contest, holm, overall
-from tasks.compare.tables import ranking
+from tasks.compare.comparison import BETTER, EQUAL, UNKNOWN, WORSE, Contest, Difference, contest, overall
+from tasks.compare.tables import DECIDING, ranking
 from tasks.compare.variants import Variant, variants_of
 from tasks.evaluate.uncertainty import write_replicates
 from tasks.report.benchmark.report import report
@@ -392,9 +393,9 @@ def test_ticks_are_whole_and_few() -> None:
 def stored(store: Store, method: str, category: str, found: Replicates) -> None:
     key = f"evaluations/{category}/{method}"
     with store.draft(key) as draft:
-        write_replicates(store, draft, {metric: found for metric in comparison.COMPARED})
+        write_replicates(store, draft, {metric: found for metric in DECIDING})
         draft.commit({"ids": []})
-    metrics = dict.fromkeys(comparison.COMPARED, found.estimate)
+    metrics = dict.fromkeys(DECIDING, found.estimate)
     write_record(store, record(method, category, metrics=metrics, keys={"evaluation": key}))
 
 

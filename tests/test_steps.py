@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput, WeightsUnavailable
 from storage.errors import NotInStore
 from storage.store import Draft, Store
 from tasks.core import steps
-from tasks.core.steps import code_fingerprint, measured, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, measured, retry_passing, run_step, step, step_key
 
 # the name of code
 
@@ -251,6 +252,15 @@ class Ended:
     def result(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+def test_a_step_is_a_task_that_is_tried_again_and_never_taken_from_prefects_cache() -> None:
+    for gpu, tags in ((False, set()), (True, {"gpu"})):
+        task = step("halve", "halve {number}", gpu=gpu)(lambda number: number / 2)
+        assert (task.name, task.task_run_name, task.tags) == ("halve", "halve {number}", tags)
+        assert (task.retries, task.retry_delay_seconds, task.retry_condition_fn) == (2, 1, retry_passing)
+        assert task.cache_policy == NO_CACHE
+        assert task.fn(4) == 2
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,19 @@ def _studentized_range(n_methods: int, alpha: float) -> float:
     return float(stats.studentized_range.ppf(1 - alpha, n_methods, np.inf))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected so that one below 0.05 is wrong with probability 0.05 at most, however many there are.
+
+    Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979: the
+    smallest is multiplied by their number, the next by one less, and so on; none falls below the one before it.
+    """
+    given = np.asarray(p_values, np.float64)
+    order = np.argsort(given, kind="stable")
+    corrected = np.empty_like(given)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.arange(len(given), 0, -1) * given[order]))
+    return [float(value) for value in corrected]
+
+
 def _friedman(ranks: np.ndarray, correct_ties: bool) -> float:
     n, k = ranks.shape
     between = n * float(np.sum((ranks.mean(axis=0) - (k + 1) / 2) ** 2))

@@ -107,15 +107,15 @@ def list_samples(
 
 def _patterns(root: Path) -> dict[str, str]:
     """Pattern -> its folder. Raises DatasetError when two folders mean one pattern."""
-    found: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for name in subfolders(root):
         match = re.match(r"(box|dot|star)(?![a-z])", name.lower())
         if match is None or not any(_GOOD.fullmatch(plain(inner)) for inner in subfolders(root / name)):
             continue
-        if match[1] in found:
-            raise DatasetError(f"{root} holds {found[match[1]]} and {name}, both of the pattern {match[1]}; keep one")
-        found[match[1]] = name
-    return found
+        if match[1] in folders:
+            raise DatasetError(f"{root} holds {folders[match[1]]} and {name}, both of the pattern {match[1]}; keep one")
+        folders[match[1]] = name
+    return folders
 
 
 def _list_pattern(dataset: str, category: str, root: Path, folder: str) -> tuple[list[Sample], list[SetAside]]:
@@ -154,25 +154,26 @@ def _is_mixed(name: str) -> bool:
 
 
 def _without_shared_masks(samples: Iterable[Sample]) -> list[Sample]:
-    """A mask that has the name of images in several folders may be that of any of them: it is nobody's."""
+    """The samples without the masks that are named like images of several folders: such a mask may belong to any of
+    them."""
     samples = list(samples)
     count = Counter(sample.mask for sample in samples)
     return [replace(s, mask=None) if s.mask is not None and count[s.mask] > 1 else s for s in samples]
 
 
 def _mask_folders(root: Path, folder: str, category: str) -> dict[str, list[str]]:
-    """Folder of images -> the masks that are its own; under no name those that may be any folder's."""
-    found: dict[str, list[str]] = {}
+    """Folder of images -> its own masks; under the empty name, masks that may belong to any folder."""
+    masks_of: dict[str, list[str]] = {}
     for name in subfolders(root / folder):
         match = _MASKS.fullmatch(plain(name))
         if match is not None:
-            found.setdefault(match[1] or "", []).extend(images_in(root / folder / name, root, category)[0])
+            masks_of.setdefault(match[1] or "", []).extend(images_in(root / folder / name, root, category)[0])
             continue
         for inner in subfolders(root / folder / name):
             if _MASKS.fullmatch(plain(inner)):
                 masks = images_in(root / folder / name / inner, root, category)[0]
-                found.setdefault(plain(name), []).extend(masks)
-    return found
+                masks_of.setdefault(plain(name), []).extend(masks)
+    return masks_of
 
 
 def _pair(images: Sequence[str], *pools: Sequence[str]) -> dict[str, str]:
@@ -188,7 +189,7 @@ def _pair(images: Sequence[str], *pools: Sequence[str]) -> dict[str, str]:
 
 
 def _unique(paths: Sequence[str], named: Callable[[str], str]) -> dict[str, str]:
-    """Name -> path; a name that several share says nothing."""
+    """Name -> path of the only file with this name; names that several files share are left out."""
     count = Counter(named(path) for path in paths)
     return {named(path): path for path in paths if count[named(path)] == 1}
 

@@ -19,17 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import DatasetError
-from storage.listing import (
-    Dataset,
-    Listing,
-    SetAside,
-    choose,
-    counts_of,
-    images_in,
-    subfolders,
-    unread_in,
-    why_outside,
-)
+from storage.listing import Dataset, Listing, SetAside, choose, counts_of, images_in, subfolders, unread_in, why_outside
 from storage.readers import (
     Folder,
     add_category,
@@ -154,8 +144,8 @@ def list_tree(
     known = {called or root.name: root} if single else {name: root / name for name in subfolders(root)}
     listing = Listing(root, folders=(".", *links_to))
     for name in choose(categories, known):
-        found = _Tree(dataset, name, known[name], root, listing.folders)
-        samples, aside = found.listed(
+        category = _Tree(dataset, name, known[name], root, listing.folders)
+        samples, aside = category.listed(
             folders_of(known[name]) if folders_of else _folders(known[name], good), closed, mask_rule
         )
         path = (known[name] / train).relative_to(root).as_posix()
@@ -193,8 +183,8 @@ class _Tree:
             if os.path.isdir(self.place / name)
         ]
         for folder in folders:
-            found, left_out = self._in(folder, mask_rule)
-            samples += found
+            own, left_out = self._in(folder, mask_rule)
+            samples += own
             aside += left_out
             read = [name for name in (folder.path, folder.masks, folder.xyz) if name is not None]
             opened += map(self.at, read)
@@ -210,7 +200,7 @@ class _Tree:
         return samples, aside + strays(self.place, self.root, self.category, known, why, opened, self.folders)
 
     def _in(self, folder: Folder, mask_rule: str) -> tuple[list[Sample], list[SetAside]]:
-        """The samples of a folder; masks in it are no images, and serve those that have none elsewhere."""
+        """The samples of a folder. Masks in it are not images; they belong to those that have no mask elsewhere."""
         files = self.images(folder.path)
         beside = masks_beside(self.root, files)
         images = [path for path in files if path not in beside]
@@ -233,7 +223,7 @@ class _Tree:
 
 
 def _ambiguous(category: str, images: Sequence[str], masks: Sequence[str]) -> list[SetAside]:
-    """Masks that may be of either of two images."""
+    """Masks that may belong to either of two images."""
     aside = []
     for group in same_stem(images) if masks else ():
         for mask in dict.fromkeys(pair([group[0]], masks, "_mask", "").values()):

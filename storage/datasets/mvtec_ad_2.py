@@ -93,5 +93,5 @@ def list_samples(dataset: str, root: Path, categories: Sequence[str] | None, *, 
 
 def _scene(path: str) -> str | None:
     """What the images of one public test scene have in common."""
-    found = re.search(r"test_public/(?:good|bad)/\d+(?=_[^/]*$)", path)
-    return None if found is None else found.group()
+    match = re.search(r"test_public/(?:good|bad)/\d+(?=_[^/]*$)", path)
+    return None if match is None else match.group()

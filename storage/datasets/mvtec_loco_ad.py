@@ -96,9 +96,9 @@ def _defects(root: Path, path: str) -> list[dict[str, Any]]:
 
 def _defect(entry: Any) -> dict[str, Any]:
     """Name, pixel value and saturation of one kind of defect."""
-    found = entry if isinstance(entry, dict) else {}
-    name, value = found.get("defect_name"), found.get("pixel_value")
-    threshold, relative = found.get("saturation_threshold", 0), found.get("relative_saturation")
+    fields = entry if isinstance(entry, dict) else {}
+    name, value = fields.get("defect_name"), fields.get("pixel_value")
+    threshold, relative = fields.get("saturation_threshold", 0), fields.get("relative_saturation")
     if not (isinstance(name, str) and name and type(value) is int and 0 < value < 256):
         raise DatasetError(f"a defect_name and a pixel_value of 1 to 255 were expected in {str(entry)[:200]}")
     most = 1 if relative else _MOST_PIXELS

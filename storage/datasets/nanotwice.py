@@ -76,12 +76,12 @@ def list_samples(dataset: str, root: Path, categories: Sequence[str] | None, *, 
     choose(categories, [CATEGORY])
     whole, opened = _whole_images(dataset, root)
     aside = strays(root, root, CATEGORY, known_paths(whole), _why_left, opened)
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for sample in whole:
         cut, left_out = _cut(root, sample, tile) if tile else ([sample], [])
-        found += cut
+        samples += cut
         aside += left_out
-    return listing_of(root, CATEGORY, found, aside)
+    return listing_of(root, CATEGORY, samples, aside)
 
 
 def _fits(folder: Path) -> bool:
@@ -89,7 +89,7 @@ def _fits(folder: Path) -> bool:
 
 
 def _whole_images(dataset: str, root: Path) -> tuple[list[Sample], list[str]]:
-    """A sample an image, and the folders that are looked into."""
+    """The samples, one an image, and the folders that are looked into."""
     samples: list[Sample] = []
     normal, anomalous = (_with_folders(named(root, name)) for name in ("normal", "anomalous"))
     for folder in normal:
@@ -116,7 +116,8 @@ def _why_left(path: str) -> str:
 
 
 def _cut(root: Path, sample: Sample, tile: int) -> tuple[list[Sample], list[SetAside]]:
-    """The sample as boxes, labelled by its mask; whole when it is no image, which shows in decoding."""
+    """The sample cut into boxes, each labelled by its mask; the whole sample when its file is no image, which is told
+    when it is decoded."""
     try:
         height, width = image_size(root / sample.path)
     except DatasetError:

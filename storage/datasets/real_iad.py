@@ -214,9 +214,9 @@ def _why_not_learned_from(entry: _Entry, normal: str, judged: Collection[str]) -
 
 
 def _entries(category: str, images: str, content: Mapping[str, Any], table: str) -> tuple[list[_Entry], dict[str, str]]:
-    """The entries of both lists, those to be judged first, and why some are none."""
+    """The entries of both lists, test images first; and place in the file -> why nothing is listed for it."""
     prefix = PurePosixPath(images, str(content["meta"].get("prefix", category)))
-    found: list[_Entry] = []
+    entries: list[_Entry] = []
     aside: dict[str, str] = {}
     splits: tuple[Split, ...] = ("test", "train")
     for split in splits:
@@ -227,8 +227,8 @@ def _entries(category: str, images: str, content: Mapping[str, Any], table: str)
             image, mask = entry["image_path"], entry.get("mask_path")
             part = PurePosixPath(image).parent.as_posix()
             mask = (prefix / mask).as_posix() if mask else None
-            found.append(_Entry(split, (prefix / image).as_posix(), mask, entry["anomaly_class"], part))
-    return found, aside
+            entries.append(_Entry(split, (prefix / image).as_posix(), mask, entry["anomaly_class"], part))
+    return entries, aside
 
 
 def _is_entry(entry: object) -> bool:

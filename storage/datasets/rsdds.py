@@ -97,8 +97,8 @@ def list_samples(
 
 def _types(root: Path) -> dict[str, Path]:
     """Category -> folder, for those of the two types that lie in a folder; the folder itself may be one."""
-    found = {category: root if plain(root.name) == name else named(root, name) for category, name in _TYPES.items()}
-    return {category: folder for category, folder in found.items() if named(folder, _IMAGES).is_dir()}
+    folders = {category: root if plain(root.name) == name else named(root, name) for category, name in _TYPES.items()}
+    return {category: folder for category, folder in folders.items() if named(folder, _IMAGES).is_dir()}
 
 
 def _list_type(
@@ -116,10 +116,10 @@ def _list_type(
             Sample("", file, dataset, category, split, "anomalous", "defect", mask, None, "above:127", stem(file))
         )
         try:
-            found, left_out = _tiles(root, rails[-1], tile)
+            tiles, left_out = _tiles(root, rails[-1], tile)
         except (DatasetError, MaskError) as error:
-            found, left_out = [], [SetAside(category, file, f"which parts of it are good is unknown: {error}")]
-        samples += found
+            tiles, left_out = [], [SetAside(category, file, f"which parts of it are good is unknown: {error}")]
+        samples += tiles
         aside += left_out
     known = known_paths(rails)
     unused = [mask for mask in mask_files if mask not in known]
@@ -154,7 +154,7 @@ def _boxes(width: int, height: int, tile: int | None) -> Iterator[tuple[int, int
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin along a side: one after the other, the last one ending with it."""
+    """The first pixels of tiles along a side: one after the other, the last tile ending with the side."""
     starts = list(range(0, length - side + 1, side)) or [0]
     if starts[-1] + side < length:
         starts.append(length - side)

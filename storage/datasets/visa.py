@@ -172,5 +172,5 @@ def _read_table(root: Path, path: str, columns: Sequence[str]) -> list[dict[str,
 
 
 def _plain(path: str) -> str:
-    """Two spellings of one path are one path."""
+    """The path in one spelling, so that `./a` and `a` are equal."""
     return PurePosixPath(path).as_posix() if path else ""

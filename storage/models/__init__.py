@@ -22,11 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.errors import Conflict, Damaged, InUse, NotInStore, StoreTooNew, nearest
-from storage.folders import new_folder
 from storage.models.aliases import ALIASES, Aliases, crowned, read_aliases, write_aliases
 from storage.models.versions import ROOT, ModelVersion, version_bytes, version_from, version_key
 from storage.records import read_records
 from storage.store import Artifact, Store
+from storage.whole import new_folder
 
 CARD = "MODEL_CARD.md"
 _VERSION = "version.json"
@@ -54,8 +54,8 @@ class Registry:
 
     def names(self) -> list[str]:
         """The models that have a version, sorted."""
-        found = re.compile(rf"{ROOT}/(.+)/\d+/manifest\.json")
-        return sorted({match[1] for key in self.store.list(ROOT) if (match := found.fullmatch(key))})
+        pattern = re.compile(rf"{ROOT}/(.+)/\d+/manifest\.json")
+        return sorted({match[1] for key in self.store.list(ROOT) if (match := pattern.fullmatch(key))})
 
     def numbers(self, name: str) -> list[int]:
         """The numbers of a model's versions, rising; only whole versions count."""
@@ -63,11 +63,11 @@ class Registry:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """A model's versions that can be read, the newest last; `numbers` has the damaged ones, too."""
-        found = []
+        readable = []
         for number in self.numbers(name):
             with suppress(Damaged, StoreTooNew):
-                found.append(self.get(name, number))
-        return found
+                readable.append(self.get(name, number))
+        return readable
 
     def get(self, name: str, number: int) -> ModelVersion:
         """A version. Raises NotInStore, Damaged for one whose bytes have changed, StoreTooNew for a later format."""
@@ -172,7 +172,7 @@ class Registry:
         except InUse:  # since a moment ago
             self.store.write_bytes(f"{key}/manifest.json", manifest)
             raise
-        for folder in {rest.split("/")[0] for found, rest in self._below(name) if found == number} - {_CLAIMS}:
+        for folder in {rest.split("/")[0] for n, rest in self._below(name) if n == number} - {_CLAIMS}:
             self.store.delete(f"{key}/{folder}")
 
     def collect(self, name: str, keep: int) -> Collected:
@@ -207,7 +207,7 @@ class Registry:
                 (aside / file).write_bytes(data)
 
     def _claim(self, name: str) -> int:
-        """The next number, which nobody else has or ever had.
+        """The next number of a model, which nobody else has or ever had.
 
         Object stores cannot create a key only if it is not there. So each writer first leaves a claim under the number
         and then looks: who sees no other claim has it. Of two writers the later to look sees both claims, hence never
@@ -242,7 +242,7 @@ class Registry:
             raise InUse(f"{name}@{number} is {' and '.join(aliases)}; promote another version, then delete it")
 
     def _why_kept(self, name: str, number: int, aliases: Aliases, pointed: set[str]) -> str | None:
-        """Why a version that is not among the newest may not go."""
+        """The reason why a version that is not among the newest must stay, or None."""
         if aliases.of(number):
             return " and ".join(aliases.of(number))
         try:
@@ -252,37 +252,37 @@ class Registry:
         return None if pointed.isdisjoint({version_key(name, number), *outputs}) else "a run record points to it"
 
     def _below(self, name: str) -> list[tuple[int, str]]:
-        """(number, key within its folder) of everything that is kept under a model's numbers."""
-        found = re.compile(rf"{re.escape(f'{ROOT}/{name}')}/(\d+)/(.+)")
-        return [(int(m[1]), m[2]) for key in self.store.list(f"{ROOT}/{name}") if (m := found.fullmatch(key))]
+        """(number, key within its folder) of everything kept under a model's numbers."""
+        pattern = re.compile(rf"{re.escape(f'{ROOT}/{name}')}/(\d+)/(.+)")
+        return [(int(m[1]), m[2]) for key in self.store.list(f"{ROOT}/{name}") if (m := pattern.fullmatch(key))]
 
     def _missing(self, name: str, number: int) -> NotInStore:
         known = ", ".join(map(str, self.numbers(name))) or "none"
         return NotInStore(f"{name}@{number} is not in the registry of {self.store.url}; versions of {name}: {known}")
 
     def _whole(self, name: str, number: int) -> Artifact:
-        found = self.store.find(version_key(name, number))
-        if found is None:
+        version = self.store.find(version_key(name, number))
+        if version is None:
             raise self._missing(name, number)
-        return found
+        return version
 
     def _text(self, name: str, number: int, file: str) -> bytes:
         """A file whose sum is in the manifest; those of the others are in `version.json`."""
-        found = self._whole(name, number)
+        version = self._whole(name, number)
         try:
-            wanted = str(found.meta["sha256"][file])
+            wanted = str(version.meta["sha256"][file])
         except (KeyError, TypeError) as error:
             raise Damaged(f"the manifest of {name}@{number} has no sum of {file}; {_FIX}") from error
-        return self._checked(found, file, wanted)
+        return self._checked(version, file, wanted)
 
-    def _checked(self, found: Artifact, file: str, wanted: str) -> bytes:
+    def _checked(self, version: Artifact, file: str, wanted: str) -> bytes:
         try:
-            data = self.store.read_bytes(f"{found.folder}/{file}")
+            data = self.store.read_bytes(f"{version.folder}/{file}")
         except NotInStore as error:
-            raise Damaged(f"{file} of {found.key} is not in {self.store.url}; {_FIX}") from error
+            raise Damaged(f"{file} of {version.key} is not in {self.store.url}; {_FIX}") from error
         if _sum(data) != wanted:
             sums = f"its SHA-256 is {_sum(data)[:12]}..., and {wanted[:12]}... was written"
-            raise Damaged(f"{file} of {found.key} has changed: {sums}; {_FIX}")
+            raise Damaged(f"{file} of {version.key} has changed: {sums}; {_FIX}")
         return data
 
 

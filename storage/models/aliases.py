@@ -58,15 +58,15 @@ class Aliases:
 
 
 def crowned(points: Mapping[str, int], number: int) -> dict[str, int]:
-    """The aliases when this version becomes champion: the old champion is `previous`, and a challenger that has won is
-    none any more."""
+    """The aliases when this version becomes champion: the old champion is `previous`, and a challenger that became
+    champion is no challenger any more."""
     after = {alias: n for alias, n in points.items() if alias == "challenger" and n != number}
     after |= {"previous": points["champion"]} if "champion" in points else {}
     return after | {"champion": number}
 
 
 def read_aliases(store: Store, key: str) -> Aliases:
-    """Those kept under a key; none where nothing is. Raises Damaged or StoreTooNew."""
+    """The aliases kept under a key; none where there is no such file. Raises Damaged or StoreTooNew."""
     try:
         values = store.read_json(key)
     except NotInStore:

@@ -138,7 +138,7 @@ def version_bytes(version: ModelVersion) -> bytes:
 
 
 def version_from(data: bytes, label: str) -> ModelVersion:
-    """What `version_bytes` gave, under the label it should have.
+    """The version that `version_bytes` wrote, which must have this label.
 
     Raises StoreTooNew for a later format, and Damaged for bytes that are no version or that of another label.
     """
@@ -157,10 +157,10 @@ def version_from(data: bytes, label: str) -> ModelVersion:
     return version
 
 
-def check_format(found: Any, what: str) -> None:
+def check_format(given: Any, what: str) -> None:
     """Raises StoreTooNew for a format that a later version of this program wrote."""
-    if not isinstance(found, int) or found > FORMAT:
-        raise StoreTooNew(f"{what} has format {found}, this version reads up to {FORMAT}; update the program")
+    if not isinstance(given, int) or given > FORMAT:
+        raise StoreTooNew(f"{what} has format {given}, this version reads up to {FORMAT}; update the program")
 
 
 def _known(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,32 +6,32 @@ import statistics
 from collections.abc import Sequence
 
 from tasks.compare.comparison import BETTER, EQUAL, UNKNOWN, WORSE, Contest, Difference
-from tasks.compare.tables import METRICS, RANKED_BY, RankedRow, Ranking, percent
+from tasks.compare.tables import DECIDING, METRICS, RankedRow, Ranking, percent
 from tasks.compare.variants import Variant
 
 _NAMED = 4
 
 
-def headline(found: Ranking, contest: Contest | None = None) -> tuple[str, list[str]]:
+def headline(ranking: Ranking, contest: Contest | None = None) -> tuple[str, list[str]]:
     """The answer in one sentence, and the sentences that bear it out.
 
     `contest`: the best method against the others, over all categories (`comparison.overall`). Without it nothing is
     said of how certain the order is.
     """
-    if not found.rows:
+    if not ranking.rows:
         return "No cell has been run yet.", []
-    if not found.ranked_by:
-        if not any(row.finished for row in found.rows):
+    if not ranking.ranked_by:
+        if not any(row.finished for row in ranking.rows):
             return "Nothing finished: every cell failed, for the reasons below.", []
         return "These methods cannot be ranked: no image is known to be anomalous, so there is nothing to judge by.", []
-    winners = found.winners
+    winners = ranking.winners
     if not winners:
         return "No method was run in every category, so no best one can be named.", []
     if not any(row.finished for row in winners):
         return "Nothing finished: every cell failed, for the reasons below.", []
-    if len(found.rows) == 1:
-        return f"Only one method was run: {winners[0].variant.name}.", _support(found, None)
-    return _answer(winners, contest), _support(found, contest)
+    if len(ranking.rows) == 1:
+        return f"Only one method was run: {winners[0].variant.name}.", _support(ranking, None)
+    return _answer(winners, contest), _support(ranking, contest)
 
 
 def _answer(winners: Sequence[RankedRow], contest: Contest | None) -> str:
@@ -57,18 +57,18 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
 
 
-def _support(found: Ranking, contest: Contest | None) -> list[str]:
-    winners, count = found.winners, len(found.ranked_by)
-    first, judged = winners[0], list(dict.fromkeys(found.ranked_by.values()))
+def _support(ranking: Ranking, contest: Contest | None) -> list[str]:
+    winners, count = ranking.winners, len(ranking.ranked_by)
+    first, judged = winners[0], list(dict.fromkeys(ranking.ranked_by.values()))
     by = " or ".join(METRICS[metric] for metric in judged)
     lines = [
         f"Average rank {first.rank:.2f} over {count} {'category' if count == 1 else 'categories'}, judged by {by}."
     ]
-    means = [f"{METRICS[m]} {percent(v.mean)} %" for m, v in first.values.items() if m in RANKED_BY]
+    means = [f"{METRICS[m]} {percent(v.mean)} %" for m, v in first.values.items() if m in DECIDING]
     lines.append(f"Its means: {', '.join(means)}.")
-    if len(found.complete) > len(winners) == 1 and (lead := _lead(first, found.complete[1], judged[0])):
+    if len(ranking.complete) > len(winners) == 1 and (lead := _lead(first, ranking.complete[1], judged[0])):
         lines.append(lead)
-    lines += [] if contest is None else _certainty(found, contest)
+    lines += [] if contest is None else _certainty(ranking, contest)
     lines += _at_threshold(first.variant)
     if first.failed_cells:
         lines.append(f"{first.failed_cells} of its {len(first.variant.records)} cells failed.")
@@ -88,10 +88,10 @@ def _lead(first: RankedRow, second: RankedRow, metric: str) -> str | None:
     return f"{words}: no more than the spread between seeds ({spread:.1f})." if points <= spread else f"{words}."
 
 
-def _certainty(found: Ranking, contest: Contest) -> list[str]:
-    """What the paired comparison says of the next method, and how many of the others can be told apart."""
+def _certainty(ranking: Ranking, contest: Contest) -> list[str]:
+    """Sentences: whether the next method can be told apart from the best, and how many of the others can."""
     metric, by_name = heading(contest.metric), {one.name: one for one in contest.against}
-    following = [row.variant.name for row in found.complete if row.variant.name in by_name]
+    following = [row.variant.name for row in ranking.complete if row.variant.name in by_name]
     if not following:
         return []
     lines = [_next(by_name[following[0]], metric, contest)]
@@ -120,10 +120,10 @@ def _next(one: Difference, metric: str, contest: Contest) -> str:
 
 
 def _at_threshold(variant: Variant) -> list[str]:
-    found = [record.calibration for record in variant.records if record.status == "done"]
-    asked = [rate for c in found if (rate := (c.get("image") or {}).get("rate")) is not None]
-    rejected = [rate for c in found if (rate := (c.get("realised") or {}).get("false_reject_rate")) is not None]
-    missed = [rate for c in found if (rate := (c.get("realised") or {}).get("miss_rate")) is not None]
+    calibrations = [record.calibration for record in variant.records if record.status == "done"]
+    asked = [rate for c in calibrations if (rate := (c.get("image") or {}).get("rate")) is not None]
+    rejected = [rate for c in calibrations if (rate := (c.get("realised") or {}).get("false_reject_rate")) is not None]
+    missed = [rate for c in calibrations if (rate := (c.get("realised") or {}).get("miss_rate")) is not None]
     if not asked or not rejected:
         return []
     words = f"Asked to reject {percent(statistics.fmean(asked))} % of good parts, it rejected "

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from al_models.metrics import Comparison, Replicates, compare
+from al_models.metrics.ranks import holm
 from storage.errors import StorageError
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.compare.tables import METRICS, Ranking
+from tasks.compare.tables import DECIDING, METRICS, Ranking
 from tasks.compare.variants import Column, Variant
 
-COMPARED = ("pro", "pixel_auroc", "image_auroc")
 SURE = 0.05
 """A difference is called one when its p-value, corrected for the number of comparisons, is below."""
 BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "cannot be told apart", "not comparable"
@@ -62,7 +62,7 @@ class Contest:
     """Highest figure first; those without one last."""
 
     def named(self, words: str) -> list[str]:
-        """The methods of which this is said."""
+        """The names of the methods with these words."""
         return [one.name for one in self.against if one.words == words]
 
 
@@ -78,12 +78,12 @@ def _read(store: Store, record: RunRecord) -> dict[str, Replicates] | str:
     from tasks.evaluate.uncertainty import read_replicates  # loads torch, which the data page can do without
 
     try:
-        found = read_replicates(store, record.keys.get("evaluation"))
+        replicates = read_replicates(store, record.keys.get("evaluation"))
     except (StorageError, OSError) as error:
         return f"its replicates could not be read ({error})"
-    if not found:
+    if not replicates:
         return "it left no replicates, as cells of earlier versions; run it again"
-    return {metric: found[metric] for metric in COMPARED if metric in found}
+    return {metric: replicates[metric] for metric in DECIDING if metric in replicates}
 
 
 def replicates_in(variant: Variant, column: Column, metric: str, kept: Kept) -> Replicates | str:
@@ -91,26 +91,26 @@ def replicates_in(variant: Variant, column: Column, metric: str, kept: Kept) -> 
     seeds = variant.seeds(column, metric)
     if not seeds:
         return "it failed" if variant.failed_in(column) else "it has no such figure"
-    found = []
+    of_seeds = []
     for record in seeds:
         own = kept.get(record.cell, {})
         if isinstance(own, str):
             return own
         if metric not in own:
             return "it left no replicates of this metric; run it again"
-        found.append(own[metric])
-    if len({one.images for one in found}) > 1:
+        of_seeds.append(own[metric])
+    if len({one.images for one in of_seeds}) > 1:
         return "its seeds were judged on different images"
-    return _mean(found, found[0].images)
+    return _mean(of_seeds, of_seeds[0].images)
 
 
-def _mean(found: Sequence[Replicates], images: str) -> Replicates:
+def _mean(replicates: Sequence[Replicates], images: str) -> Replicates:
     """The mean of several metrics, replicate by replicate."""
-    if len(found) == 1:
-        return found[0]
+    if len(replicates) == 1:
+        return replicates[0]
     return Replicates(
-        estimate=statistics.fmean(one.estimate for one in found),
-        values=np.mean([one.values for one in found], axis=0),
+        estimate=statistics.fmean(one.estimate for one in replicates),
+        values=np.mean([one.values for one in replicates], axis=0),
         images=images,
     )
 
@@ -127,19 +127,19 @@ def contest(variants: Sequence[Variant], column: Column, metric: str, kept: Kept
     values = {v.name: value.mean for v in tried if (value := v.value(column, metric)) is not None}
     if not values:
         return None
-    found = {variant.name: replicates_in(variant, column, metric, kept) for variant in tried}
-    best = _best_of_most({name: one for name, one in found.items() if isinstance(one, Replicates)})
-    return _against(metric, best, found, values)
+    of_methods = {variant.name: replicates_in(variant, column, metric, kept) for variant in tried}
+    best = _best_of_most({name: one for name, one in of_methods.items() if isinstance(one, Replicates)})
+    return _against(metric, best, of_methods, values)
 
 
 def overview(contests: Mapping[Column, Sequence[Contest]]) -> list[str]:
     """A sentence a metric: which methods are better than which in the only category, or how often one is the best."""
-    every = [one for found in contests.values() for one in found]
-    of_metric = {metric: [one for one in every if one.metric == metric] for metric in COMPARED}
+    every = [one for own in contests.values() for one in own]
+    of_metric = {metric: [one for one in every if one.metric == metric] for metric in DECIDING}
     return [
-        f"{METRICS[metric]}: {_told(found[0]) if len(found) == 1 else _counted(found)}."
-        for metric, found in of_metric.items()
-        if found
+        f"{METRICS[metric]}: {_told(own[0]) if len(own) == 1 else _counted(own)}."
+        for metric, own in of_metric.items()
+        if own
     ]
 
 
@@ -150,26 +150,26 @@ def _told(one: Contest) -> str:
     return "; ".join(parts + ([f"{counts[UNKNOWN]} not comparable"] if counts[UNKNOWN] else []))
 
 
-def _counted(found: Sequence[Contest]) -> str:
-    clear = sum(len(one.named(BETTER)) == len(one.against) for one in found)
-    equal = [len(one.named(EQUAL)) for one in found if one.named(EQUAL)]
-    unknown = sum(len(one.named(UNKNOWN)) for one in found)
-    parts = [f"in {clear} of {len(found)} categories the best method is better than each other one"]
+def _counted(contests: Sequence[Contest]) -> str:
+    clear = sum(len(one.named(BETTER)) == len(one.against) for one in contests)
+    equal = [len(one.named(EQUAL)) for one in contests if one.named(EQUAL)]
+    unknown = sum(len(one.named(UNKNOWN)) for one in contests)
+    parts = [f"in {clear} of {len(contests)} categories the best method is better than each other one"]
     if equal:
         many = f"{min(equal)}" if min(equal) == max(equal) else f"{min(equal)} to {max(equal)}"
         parts.append(f"in {len(equal)} of them {many} cannot be told apart from the best")
     return "; ".join(parts + ([f"{unknown} comparisons could not be made, as named below"] if unknown else []))
 
 
-def overall(found: Ranking, kept: Kept) -> Contest | None:
+def overall(ranking: Ranking, kept: Kept) -> Contest | None:
     """The method with the best rank against the other ones that were tried everywhere, in the mean over all categories
     of what decides each; None without two such methods."""
-    rows, metrics = found.complete, dict.fromkeys(found.ranked_by.values())
-    if len(rows) < 2 or not found.ranked_by:
+    rows, metrics = ranking.complete, dict.fromkeys(ranking.ranked_by.values())
+    if len(rows) < 2 or not ranking.ranked_by:
         return None
-    means = {row.variant.name: _over_categories(row.variant, found.ranked_by, kept) for row in rows}
+    means = {row.variant.name: _over_categories(row.variant, ranking.ranked_by, kept) for row in rows}
     values = {name: one.estimate for name, one in means.items() if isinstance(one, Replicates)}
-    others = {name: one for name, one in means.items() if name not in [r.variant.name for r in found.winners[1:]]}
+    others = {name: one for name, one in means.items() if name not in [r.variant.name for r in ranking.winners[1:]]}
     return _against(" or ".join(metrics), rows[0].variant.name, others, values)
 
 
@@ -185,19 +185,19 @@ def _over_categories(variant: Variant, deciding: Mapping[Column, str], kept: Kep
     return _mean(parts, " ".join(one.images for one in parts))
 
 
-def _best_of_most(found: Mapping[str, Replicates]) -> str | None:
+def _best_of_most(of_methods: Mapping[str, Replicates]) -> str | None:
     groups: dict[str, list[str]] = {}
-    for name, one in found.items():
+    for name, one in of_methods.items():
         groups.setdefault(one.images, []).append(name)
-    leaders = [max(names, key=lambda name: found[name].estimate) for names in groups.values()]
-    return max(leaders, key=lambda n: (len(groups[found[n].images]), found[n].estimate), default=None)
+    leaders = [max(names, key=lambda name: of_methods[name].estimate) for names in groups.values()]
+    return max(leaders, key=lambda n: (len(groups[of_methods[n].images]), of_methods[n].estimate), default=None)
 
 
 def _against(
-    metric: str, best: str | None, found: Mapping[str, Replicates | str], values: Mapping[str, float]
+    metric: str, best: str | None, each: Mapping[str, Replicates | str], values: Mapping[str, float]
 ) -> Contest:
-    first = found[best] if best is not None else "no two methods can be compared"
-    compared: dict[str, Comparison | str] = {name: _paired(first, one) for name, one in found.items() if name != best}
+    first = each[best] if best is not None else "no two methods can be compared"
+    compared: dict[str, Comparison | str] = {name: _paired(first, one) for name, one in each.items() if name != best}
     p_values = {n: c.p_value for n, c in compared.items() if isinstance(c, Comparison) and c.p_value is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     against = [_difference(name, values.get(name), one, corrected.get(name)) for name, one in compared.items()]
@@ -213,22 +213,9 @@ def _paired(first: Replicates | str, other: Replicates | str) -> Comparison | st
     return "it was judged on different images" if first.images != other.images else compare(first, other)
 
 
-def _difference(name: str, value: float | None, found: Comparison | str, p_value: float | None) -> Difference:
-    if isinstance(found, str):
-        return Difference(name, value, UNKNOWN, note=found)
+def _difference(name: str, value: float | None, result: Comparison | str, p_value: float | None) -> Difference:
+    if isinstance(result, str):
+        return Difference(name, value, UNKNOWN, note=result)
     sure = p_value is not None and p_value < SURE
-    words = EQUAL if not sure else BETTER if found.difference > 0 else WORSE
-    return Difference(name, value, words, found.difference, found.low, found.high, p_value, found.note)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected so that one below 0.05 is wrong with probability 0.05 at most, however many there are.
-
-    Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979: the
-    smallest is multiplied by their number, the next by one less, and so on; none falls below the one before it.
-    """
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for done, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        highest = max(highest, min(1.0, (len(p_values) - done) * p_values[place]))
-        corrected[place] = highest
-    return corrected
+    words = EQUAL if not sure else BETTER if result.difference > 0 else WORSE
+    return Difference(name, value, words, result.difference, result.low, result.high, p_value, result.note)

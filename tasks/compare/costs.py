@@ -22,8 +22,8 @@ _OUTPUTS = {
 
 def steps_of(records: Iterable[RunRecord]) -> list[str]:
     """Steps that took time, in their order."""
-    found = {step for record in records for step in record.seconds}
-    return [step for step in STEPS if step in found] + sorted(found - set(STEPS))
+    steps = {step for record in records for step in record.seconds}
+    return [step for step in STEPS if step in steps] + sorted(steps - set(STEPS))
 
 
 def evaluation_share(records: Sequence[RunRecord]) -> float | None:

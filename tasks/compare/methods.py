@@ -10,13 +10,14 @@ from storage.store import Store
 from tasks.compare import comparison, tables
 from tasks.compare.across import Across, over_categories
 from tasks.compare.answer import headline
-from tasks.compare.comparison import COMPARED, Contest
+from tasks.compare.comparison import Contest
+from tasks.compare.tables import DECIDING
 from tasks.compare.variants import Column
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What the replicates of the cells tell of the methods."""
+    """What a comparison of methods by the replicates of their cells has found."""
 
     answer: str
     support: list[str]
@@ -32,12 +33,12 @@ class Compared:
 
 def compare_methods(store: Store, records: Sequence[RunRecord]) -> Compared:
     """The answer, and what it rests on: paired comparisons in each category, and ranks over them."""
-    found, kept = tables.ranking(records), comparison.read_kept(store, records)
-    variants = [row.variant for row in found.rows]
+    ranking, kept = tables.ranking(records), comparison.read_kept(store, records)
+    variants = [row.variant for row in ranking.rows]
     contests: dict[Column, list[Contest]] = {}
-    for column in found.columns:
-        tried = [one for metric in COMPARED if (one := comparison.contest(variants, column, metric, kept)) is not None]
+    for column in ranking.columns:
+        tried = [one for metric in DECIDING if (one := comparison.contest(variants, column, metric, kept)) is not None]
         contests |= {column: with_others} if (with_others := [one for one in tried if one.against]) else {}
-    ranks = [over_categories(variants, found.columns, metric) for metric in COMPARED]
-    answer, support = headline(found, comparison.overall(found, kept))
+    ranks = [over_categories(variants, ranking.columns, metric) for metric in DECIDING]
+    answer, support = headline(ranking, comparison.overall(ranking, kept))
     return Compared(answer, support, contests, [one for one in ranks if one is not None and len(variants) > 1])

@@ -49,8 +49,8 @@ RANKING_SHOWS = (
 """What the ranking has columns for, where it was measured; all of them are higher when better."""
 BY_CATEGORY = ("pixel_auroc", "pro", "image_auroc")
 """What has a table with a column a category."""
-RANKED_BY = ("pro", "pixel_auroc", "image_auroc")
-"""A category is ranked by the first of these that every finished method of it has."""
+DECIDING = ("pro", "pixel_auroc", "image_auroc")
+"""The metrics that methods are compared in; a category is ranked by the first that every finished method of it has."""
 STEPS = ("ingest", "prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
 ABSENT = "–"
 
@@ -150,7 +150,7 @@ def _ranked_row(
 
 def _deciding(variants: Sequence[Variant], column: Column) -> str | None:
     finished = [v for v in variants if v.cells(column) and not v.failed_in(column)]
-    for metric in RANKED_BY:
+    for metric in DECIDING:
         if finished and all(v.value(column, metric) is not None for v in finished):
             return metric
     return None
@@ -171,7 +171,7 @@ def _mean_of(value: Value | None) -> float | None:
 def _best(
     variants: Sequence[Variant], columns: Sequence[Column], metric: str, means: Mapping[str, Mapping[str, Value]]
 ) -> frozenset[str]:
-    """Who has the highest mean. A mean over fewer categories is not comparable, so it cannot win."""
+    """The methods with the highest mean. A mean over fewer categories is not comparable, so it cannot win."""
     measured = [column for column in columns if any(v.value(column, metric) for v in variants)]
     whole = [v.name for v in variants if all(v.value(column, metric) for column in measured)]
     if not measured or not whole or len(variants) == 1:
@@ -182,8 +182,8 @@ def _best(
 
 def known_first(names: Iterable[str]) -> list[str]:
     """Names of metrics in their order, those without a heading last."""
-    found = set(names)
-    return [name for name in METRICS if name in found] + sorted(found - METRICS.keys())
+    given = set(names)
+    return [name for name in METRICS if name in given] + sorted(given - METRICS.keys())
 
 
 def grouped(metrics: Iterable[str]) -> dict[str, list[str]]:
@@ -192,7 +192,7 @@ def grouped(metrics: Iterable[str]) -> dict[str, list[str]]:
     for metric in metrics:
         where = "Maps at the pixel threshold" if metric.endswith("_at_threshold") else "Maps"
         groups["Images" if metric.startswith("image_") else where].append(metric)
-    return {name: found for name, found in groups.items() if found}
+    return {name: own for name, own in groups.items() if own}
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

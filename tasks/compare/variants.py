@@ -46,13 +46,13 @@ class Variant:
 
     def seeds(self, column: Column, metric: str) -> list[RunRecord]:
         """Its finished cells of a category that have the metric, one a seed: those that `value` averages."""
-        found = {r.seed: r for r in self.cells(column) if r.status == "done" and metric in r.metrics}
-        return list(found.values())
+        of_seed = {r.seed: r for r in self.cells(column) if r.status == "done" and metric in r.metrics}
+        return list(of_seed.values())
 
     def interval(self, column: Column, metric: str) -> dict[str, Any] | None:
         """`low`, `high` and `note` of a category's only seed; None with several, or where none was recorded."""
-        found = self.seeds(column, metric)
-        return found[0].intervals.get(metric) if len(found) == 1 else None
+        records = self.seeds(column, metric)
+        return records[0].intervals.get(metric) if len(records) == 1 else None
 
     def failed_in(self, column: Column) -> bool:
         """Whether it was tried in a category and no seed of it finished."""
@@ -83,11 +83,11 @@ def variants_of(records: Sequence[RunRecord]) -> list[Variant]:
     sets: dict[str, list[dict[str, Any]]] = {}
     for method, params in groups:
         sets.setdefault(method, []).append(json.loads(params))
-    found = []
+    variants = []
     for (method, params), members in groups.items():
         chosen = json.loads(params)
-        found.append(Variant(_variant_name(method, chosen, sets[method]), method, chosen, tuple(members)))
-    return sorted(found, key=lambda variant: variant.name)
+        variants.append(Variant(_variant_name(method, chosen, sets[method]), method, chosen, tuple(members)))
+    return sorted(variants, key=lambda variant: variant.name)
 
 
 def _home(record: RunRecord, groups: Mapping[tuple[str, str], list[RunRecord]]) -> str:

@@ -26,7 +26,7 @@ class Earlier:
 
     @property
     def images(self) -> int:
-        """Its rows."""
+        """The number of its rows."""
         return len(self.output.meta["ids"])
 
     def stays(self) -> bool:
@@ -34,7 +34,7 @@ class Earlier:
         return len(self._parts()) < _MOST_PARTS
 
     def followed_by(self, folder: str, ids: Sequence[str]) -> dict[str, Any]:
-        """What the manifest says of these rows, where they are and followed by those of new images in a folder: `ids`
+        """The entries of a manifest for these rows, where they are, followed by those of new images in a folder: `ids`
         of all, and the folders and numbers of rows of the `parts`. Rows of images that have gone stay, too."""
         new = [[folder, len(ids)]] if ids else []
         return {"ids": [*self.output.meta["ids"], *ids], "parts": [*self._parts(), *new]}
@@ -58,7 +58,7 @@ def earlier(store: Store, series: str) -> Earlier | None:
 
 
 def remember(store: Store, series: str, key: str) -> None:
-    """This output is the last of its series."""
+    """Make this output the last of its series."""
     store.write_json(_pointer(series), {"key": key})
 
 

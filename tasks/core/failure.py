@@ -34,7 +34,7 @@ def record_failure(store_url: str, cell: Cell, step: str, error: BaseException) 
 
 
 def _params(cell: Cell) -> dict[str, object]:
-    """All of them where the detector can be made, else those that were given."""
+    """All parameters where the detector can be made, else those that were given."""
     from tasks.core.compute import detector_of
 
     try:

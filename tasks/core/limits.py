@@ -33,7 +33,7 @@ class StepTimedOut(TimeoutError):
 
 @contextmanager
 def ending(store: Store, key: str) -> Iterator[None]:
-    """The block ends in the time that a step has, or the worker's process does. Raises StepTimedOut where that has
+    """A block that ends in the time that a step has, or the worker's process ends. Raises StepTimedOut where that has
     happened to this output before; a later run may try again."""
     seconds = time_of_a_step()
     if seconds is None or not _on_worker():
@@ -90,8 +90,8 @@ def _take_away(store: Store, mark: str) -> bool:
 
 
 def in_memory(work: Callable[[int], _Made], batch_size: int) -> _Made:
-    """`work(batch_size)`; where memory ran out, once more with a quarter of it. Only reading is in batches here: what
-    is learned or predicted does not depend on it but for rounding."""
+    """The result of `work(batch_size)`; where memory ran out, of a second call with a quarter of it. Only reading is in
+    batches here: what is learned or predicted does not depend on it but for rounding."""
     try:
         return work(batch_size)
     except (MemoryError, RuntimeError) as error:

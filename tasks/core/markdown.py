@@ -12,7 +12,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Names come from folders: they must neither break the table nor become HTML where Markdown is rendered."""
+    """The text with signs escaped: names come from folders, and must neither break the table nor become HTML where
+    Markdown is rendered."""
     for given, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
         text = text.replace(given, safe)
     return text

@@ -13,7 +13,8 @@ _ENOUGH_S, _TOO_MUCH_S = 1.0, 60.0
 
 
 def paces(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of each, which take turns in who begins; both are called once before, unmeasured."""
+    """Median seconds of the first and of the second, which take turns in who begins; both are called once before,
+    unmeasured."""
     calls, seconds = (first, second), ([], [])  # type: tuple[Callable[[], object], ...], tuple[list[float], ...]
     for call in calls:
         call()

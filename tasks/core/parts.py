@@ -25,23 +25,23 @@ class Part:
         return f"{self.first} to {self.end - 1}"
 
     def of(self, rows: Sequence[_Row]) -> Sequence[_Row]:
-        """Its rows, fewer or none where they end before."""
+        """The part's rows of these; fewer or none where they end before."""
         return rows[self.first : self.end]
 
 
 def parts_of(images: int) -> list[Part]:
-    """The parts of so many images; none where one would hold them all."""
+    """The parts of so many images; none where one part would hold them all."""
     starts = range(0, images, PART) if images > PART else ()
     return [Part(first, first + PART) for first in starts]
 
 
 def joined(store: Store, parts: Sequence[str]) -> dict[str, Any]:
-    """What the manifest of an output says that these parts, by their keys and in order, make up: `ids`, the folders
-    and numbers of rows of its `parts`, the seconds of all, and the largest memory of any."""
-    found = [store.get(key) for key in parts]
+    """The entries of a manifest that join these parts, given by their keys and in order: `ids`, the folders and numbers
+    of rows of its `parts`, the seconds of all, and the largest memory of any."""
+    outputs = [store.get(key) for key in parts]
     return {
-        "ids": [name for part in found for name in part.meta["ids"]],
-        "parts": [[part.folder, len(part.meta["ids"])] for part in found if part.meta["ids"]],
-        "seconds": round(sum(part.meta["seconds"] for part in found), 3),
-        "peak_memory_mb": max(part.meta["peak_memory_mb"] for part in found),
+        "ids": [name for part in outputs for name in part.meta["ids"]],
+        "parts": [[part.folder, len(part.meta["ids"])] for part in outputs if part.meta["ids"]],
+        "seconds": round(sum(part.meta["seconds"] for part in outputs), 3),
+        "peak_memory_mb": max(part.meta["peak_memory_mb"] for part in outputs),
     }

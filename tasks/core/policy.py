@@ -105,7 +105,7 @@ class Policy(BaseModel):
         return rules
 
     def severity(self, rule: str) -> Severity:
-        """What follows when this rule is broken."""
+        """The severity of a broken rule."""
         return self.rules.get(rule, DEFAULTS[rule])
 
 

@@ -18,7 +18,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Inside, the listener hears of all steps that run in this process, from whatever thread."""
+    """A block in which the listener hears of all steps that run in this process, from whatever thread."""
     _listeners.append(listener)
     try:
         yield

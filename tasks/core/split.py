@@ -32,9 +32,9 @@ def fit_and_calibration(samples: Sequence[Sample], seed: int, train_share: float
 def with_new_images(
     samples: Sequence[Sample], seed: int, fitted: Collection[str], held_out: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The same where some were fitted on and held out before: those stay what they are, and of what is new so much is
-    held out that it is 10 % of all again. A draw from all would move fitted images to those held out most nights, and
-    a fit that goes on from an earlier one cannot forget them.
+    """Ids as `fit_and_calibration` gives them, where some were fitted on and held out before: those stay what they are,
+    and of what is new so much is held out that it is 10 % of all again. A draw from all would move fitted images to
+    those held out most nights, and a fit that goes on from an earlier one cannot forget them.
 
     Where parts were divided otherwise before, or nothing is left to hold out, the draw is from all.
     """

@@ -17,12 +17,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import psutil
 
 from storage.store import Artifact, Draft, Store
 from tasks.core.limits import ending
+
+if TYPE_CHECKING:
+    from prefect import Task
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 GPU = "gpu"
 """Tag of the steps that a GPU makes faster: on a cluster that has some, they wait for one."""
@@ -50,12 +55,12 @@ class Measured:
     peak_memory_mb: float = 0.0
 
     def as_meta(self) -> dict[str, float]:
-        """For a manifest."""
+        """The cost, for a manifest."""
         seconds = time.perf_counter() - self.started
         return {"seconds": round(seconds, 3), "peak_memory_mb": round(self.peak_memory_mb, 1)}
 
     def with_parts(self, parts: Mapping[str, Any]) -> dict[str, float]:
-        """For the manifest of an output whose parts cost something before."""
+        """The cost, for the manifest of an output whose parts cost something before."""
         own = self.as_meta()
         return {
             "seconds": round(own["seconds"] + parts.get("seconds", 0), 3),
@@ -96,7 +101,7 @@ _only_look: ContextVar[bool] = ContextVar("_only_look", default=False)
 
 @contextmanager
 def only_looking() -> Iterator[None]:
-    """Inside, a step that would compute raises NotMadeYet instead: how a plan learns what is there."""
+    """A block in which a step that would compute raises NotMadeYet instead: how a plan learns what is there."""
     token = _only_look.set(True)
     try:
         yield
@@ -108,9 +113,9 @@ def run_step(store: Store, key: str, work: Callable[[Draft], dict[str, Any]]) ->
     """The output under `key`: found, or made by `work`, which writes into the draft and returns what to say of it.
 
     Raises NotMadeYet within `only_looking`."""
-    found = store.find(key)
-    if found is not None:
-        return found
+    made = store.find(key)
+    if made is not None:
+        return made
     if _only_look.get():
         raise NotMadeYet(key)
     with ending(store, key), measured() as cost, store.draft(key) as draft:
@@ -125,7 +130,8 @@ def step_key(step: str, dataset: str, category: str, **inputs: Any) -> str:
 
 
 def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
-    """Prefect's `retry_condition_fn`: again after a passing fault (I/O), never after a bug or a full disk."""
+    """Whether Prefect tries a task again (its `retry_condition_fn`): after a passing fault (I/O), never after a bug or
+    a full disk."""
     try:
         state.result()
     except OSError as error:
@@ -133,6 +139,23 @@ def retry_passing(task: Any, task_run: Any, state: Any) -> bool:
     except Exception:
         return False
     return False
+
+
+def step(name: str, run_name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A decorator: the function as a Prefect task, whose runs are shown as `run_name`, with a GPU where there is one,
+    and which is tried twice more after a passing fault. Prefect's cache, which sees no change of code, is not asked."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    return task(
+        name=name,
+        task_run_name=run_name,
+        tags=[GPU] if gpu else None,
+        cache_policy=NO_CACHE,
+        retries=2,
+        retry_delay_seconds=1,
+        retry_condition_fn=retry_passing,
+    )
 
 
 @cache
@@ -175,7 +198,7 @@ class _Code:
 
 @cache
 def _read(module: str) -> _Code:
-    """Read once a process: steps and methods share most of theirs."""
+    """The code of a module, read once a process: steps and methods share most of theirs."""
     file = _file(module)
     assert file is not None
     tree = ast.parse(file.read_bytes())
@@ -201,7 +224,8 @@ def _read(module: str) -> _Code:
 
 
 def _file(module: str) -> Path | None:
-    """Looked for, not imported, and None for a name in a module: importing is what takes the time."""
+    """The file of a module, or None for a name within a module. It is looked for, not imported: importing is what takes
+    the time."""
     place = _ROOT.joinpath(*module.split("."))
     return next((file for file in (place / "__init__.py", Path(f"{place}.py")) if file.is_file()), None)
 

@@ -42,15 +42,15 @@ class StoredSource(ImageSource):
         self.ids, self.batch_size = tuple(ids), batch_size
         self._features: dict[int, Stack] = {}
         if spec is not None and features is not None:
-            found = store.get(features)
-            self._rows = np.asarray(rows_of(found.meta["ids"], ids), int)
-            self._features = {key: Stack.open(store, found, f"layer{key}") for key in spec.keys}
-            self.offsets = {key: tuple(found.meta["offsets"][str(key)]) for key in spec.keys}
+            output = store.get(features)
+            self._rows = np.asarray(rows_of(output.meta["ids"], ids), int)
+            self._features = {key: Stack.open(store, output, f"layer{key}") for key in spec.keys}
+            self.offsets = {key: tuple(output.meta["offsets"][str(key)]) for key in spec.keys}
         self._images: Stack | None = None
         if images:
-            found = store.get(validated.prepared.images)
-            self._image_rows = np.asarray(rows_of(found.meta["ids"], ids), int)
-            self._images = Stack.open(store, found, "images")
+            output = store.get(validated.prepared.images)
+            self._image_rows = np.asarray(rows_of(output.meta["ids"], ids), int)
+            self._images = Stack.open(store, output, "images")
 
     def read(self, rows: Sequence[int]) -> ImageBatch:
         """The images of these rows."""

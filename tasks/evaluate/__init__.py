@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import p_values
 from al_models.metrics import PixelCounts, aupimo, image_metrics
@@ -22,10 +19,11 @@ from al_models.parts.frame import RIM
 from storage.records import RunRecord, read_record, write_record
 from storage.samples import Sample
 from storage.store import Artifact, Draft, Store
+from storage.tables import write_table
 from tasks.core.compute import detector_of
 from tasks.core.handles import Cell, Validated
 from tasks.core.parts import joined
-from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import accepted_samples, files_left_out
 from tasks.evaluate.count import counted_parts, promised_alarms
 from tasks.evaluate.pixels import CountedPixels, boundaries_at, count_pixels
@@ -40,14 +38,7 @@ _ENOUGH_PEAKS = 10
 _LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "faiss-cpu", "zarr", "prefect", "great-expectations")
 
 
-@task(
-    name="evaluate",
-    task_run_name="evaluate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("evaluate", "evaluate {cell.method} {cell.dataset}/{cell.category} seed {cell.seed}")
 def evaluate(
     cell: Cell,
     validated: Validated,
@@ -59,21 +50,21 @@ def evaluate(
 ) -> RunRecord:
     """The cell's record, written to the store. Beside it, for the report: `images.parquet`, `masks`, `curves.json`,
     `groups.json` and `replicates.parquet`. `parts`: keys of what `count_part` has counted of it."""
-    found = judge(cell, validated, calibration, maps, parts)
+    evaluation = judge(cell, validated, calibration, maps, parts)
     keys = {"catalogue": validated.category.catalogue, "images": validated.prepared.images}
     keys |= {"verdict": validated.verdict, "model": model}
     keys |= {"suspects": validated.suspects} if validated.suspects else {}
-    keys |= {"calibration": calibration, "maps": maps, "evaluation": found.key}
+    keys |= {"calibration": calibration, "maps": maps, "evaluation": evaluation.key}
     keys |= {"features": features} if features else {}
     store = Store(validated.category.store)
-    record = _record(store, cell, validated, keys, found)
+    record = _record(store, cell, validated, keys, evaluation)
     if read_record(store, record.key()) != record:
         write_record(store, record)
     return record
 
 
 def judge(cell: Cell, validated: Validated, calibration: str, maps: str, parts: Sequence[str] = ()) -> Artifact:
-    """What `evaluate` makes a record of."""
+    """The stored evaluation that `evaluate` makes a record of."""
     store = Store(validated.category.store)
     key = step_key(
         "evaluations",
@@ -128,23 +119,21 @@ def _evaluate(
     )
     pimo = aupimo(counted.images)
     per_image = {"aupimo": pimo.per_image, **boundaries}
-    found = replicates_of(counted, samples, scores, per_image, pixel_threshold)
+    resampled = replicates_of(counted, samples, scores, per_image, pixel_threshold)
     metrics = image_metrics(test.scores, test.labels) | counted.counts.metrics()
     metrics |= {} if pixel_threshold is None else counted.counts.at_threshold(pixel_threshold)
     metrics |= {metric: float(np.mean(list(values.values()))) for metric, values in per_image.items() if values}
 
     table = _image_table(samples, scores, np.asarray(held_out["scores"]), decides["image"]["value"], counted, per_image)
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/images.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/images.parquet", table)
     store.write_json(f"{draft.folder}/curves.json", _curves(counted.counts, test.scores, test.labels))
     store.write_json(f"{draft.folder}/groups.json", _groups(counted.counts, samples, scores))
-    write_replicates(store, draft, found)
+    write_replicates(store, draft, resampled)
     return {
         **of_parts,
         "ids": [sample.id for sample in samples],
         "metrics": metrics,
-        "intervals": intervals_of(found, {} if pimo.reason is None else {"aupimo": pimo.reason}),
+        "intervals": intervals_of(resampled, {} if pimo.reason is None else {"aupimo": pimo.reason}),
         "calibration": {
             **_deciding(decides),
             "rates": promises,
@@ -157,20 +146,21 @@ def _evaluate(
 
 
 def _deciding(promise: dict[str, Any]) -> dict[str, Any]:
-    """The thresholds that decide, and what that of images did."""
+    """The thresholds that decide, and what the one of images did."""
     did = {name: value for name, value in promise["image"].items() if name.startswith(("false_reject_", "miss_"))}
     return {"image": promise["image"], "pixel": promise["pixel"], "realised": did}
 
 
 def _at_rim(held_out: Mapping[str, Any]) -> dict[str, float]:
-    """Held-out good images with their highest value at the rim, all of them, and the rim's share of the area."""
+    """The number of held-out good images whose highest value lies at the rim, the number of all, and the rim's share of
+    the area."""
     peaks = held_out.get("at_rim", [])
     return {"peaks": sum(peaks), "images": len(peaks), "area": 1 - (1 - 2 * RIM) ** 2}
 
 
-def _doubt_of_rim(found: Mapping[str, float]) -> list[str]:
+def _doubt_of_rim(at_rim: Mapping[str, float]) -> list[str]:
     """A sentence, where more than twice as many good images as the area lets expect score highest at the rim."""
-    peaks, images, area = found["peaks"], found["images"], found["area"]
+    peaks, images, area = at_rim["peaks"], at_rim["images"], at_rim["area"]
     if images < _ENOUGH_PEAKS or peaks <= 2 * area * images:
         return []
     return [
@@ -225,8 +215,8 @@ def _groups(counts: PixelCounts, samples: list[Sample], scores: np.ndarray) -> d
         chosen = (labels == "good") | ((labels == "anomalous") & (kinds == kind))
         by_type[kind] = {"images": int((kinds[labels == "anomalous"] == kind).sum())}
         by_type[kind] |= image_metrics(scores[chosen], labels[chosen] == "anomalous")
-    for kind, found in counts.metrics_by_type().items():
-        by_type.setdefault(kind, {}).update(found)
+    for kind, figures in counts.metrics_by_type().items():
+        by_type.setdefault(kind, {}).update(figures)
     return {"defect_type": by_type, "size": counts.metrics_by_size()}
 
 
@@ -245,7 +235,7 @@ def _curves(counts: PixelCounts, scores: np.ndarray, labels: np.ndarray) -> dict
 
 
 def _counts(validated: Validated, samples: list[Sample], calibration: int) -> dict[str, int]:
-    """Images, but for those that were learned from, which the model tells."""
+    """Numbers of images, without those that were learned from, which the model tells."""
     store = Store(validated.category.store)
     test = Counter(f"test_{sample.label}" for sample in samples)
     verdict = store.get(validated.verdict).meta
@@ -257,11 +247,11 @@ def _counts(validated: Validated, samples: list[Sample], calibration: int) -> di
     }
 
 
-def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str], found: Artifact) -> RunRecord:
+def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str], evaluation: Artifact) -> RunRecord:
     steps = {"ingest": validated.category.catalogue, "prepare": keys["images"], "validate": keys["verdict"]}
     steps |= {"extract": keys["features"]} if "features" in keys else {}
     steps |= {"fit": keys["model"], "calibrate": keys["calibration"], "predict": keys["maps"]}
-    metas = {step: store.get(key).meta for step, key in steps.items()} | {"evaluate": found.meta}
+    metas = {step: store.get(key).meta for step, key in steps.items()} | {"evaluate": evaluation.meta}
     detector, model = detector_of(cell), metas["fit"]
     return RunRecord(
         dataset=cell.dataset,
@@ -272,17 +262,17 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         cell=cell.id,
         status="done",
         root=validated.category.root,
-        metrics=found.meta["metrics"],
-        intervals=found.meta["intervals"],
-        calibration=found.meta["calibration"],
-        counts={"train": len(model["fitted_on"]), **found.meta["counts"]},
+        metrics=evaluation.meta["metrics"],
+        intervals=evaluation.meta["intervals"],
+        calibration=evaluation.meta["calibration"],
+        counts={"train": len(model["fitted_on"]), **evaluation.meta["counts"]},
         seconds={step: meta["seconds"] for step, meta in metas.items()},
         peak_memory_mb=max(meta["peak_memory_mb"] for meta in metas.values()),
         facts=model.get("facts", {}),
         losses=model.get("losses", []),
         turns=model.get("turns", []),
         updated_from=model.get("updated_from"),
-        warnings=[*model.get("warnings", []), *_doubt_of_rim(found.meta["calibration"]["at_rim"])],
+        warnings=[*model.get("warnings", []), *_doubt_of_rim(evaluation.meta["calibration"]["at_rim"])],
         fingerprints={
             "data": validated.fingerprint,
             "code": method_code(__name__, detector),
@@ -291,7 +281,7 @@ def _record(store: Store, cell: Cell, validated: Validated, keys: dict[str, str]
         keys=keys,
         versions=versions(),
         hardware=model.get("hardware", ""),
-        finished=found.meta["finished"],
+        finished=evaluation.meta["finished"],
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -10,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.metrics import ImageCounts, RegionCounts
 from al_models.registry import detector_class
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.handles import Cell, Validated
 from tasks.core.parts import Part
-from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
 from tasks.core.stored import accepted_samples
 from tasks.evaluate.pixels import CountedPixels, count_pixels
 from tasks.evaluate.thresholds import PROMISED_ALARMS
@@ -27,14 +25,7 @@ from tasks.evaluate.truth import Truths
 _OF_REGIONS = ("keys", "anomalous", "overlap", "n_regions")
 
 
-@task(
-    name="count part",
-    task_run_name="count {cell.method} {cell.dataset}/{cell.category} seed {cell.seed} images {part}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("count part", "count {cell.method} {cell.dataset}/{cell.category} seed {cell.seed} images {part}")
 def count_part(cell: Cell, validated: Validated, maps: str, part: Part) -> str:
     """Key of `counts.parquet`, a row a test image of this part, and the `masks`, at the maps' size, for the report."""
     store = Store(validated.category.store)
@@ -63,9 +54,7 @@ def _count(store: Store, cell: Cell, validated: Validated, maps: str, part: Part
     counted = count_pixels(store, truths, store.get(maps), samples, promised_alarms(cell), draft, part.first)
     by_id = {image.image_id: image for image in counted.images}
     rows = [_row(by_id[sample.id]) if sample.id in by_id else {"id": sample.id} for sample in samples]
-    buffer = io.BytesIO()
-    pd.DataFrame(rows).assign(maximum=counted.maxima).to_parquet(buffer, index=False, compression="zstd")
-    store.write_bytes(f"{draft.folder}/counts.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/counts.parquet", pd.DataFrame(rows).assign(maximum=counted.maxima), "zstd")
     alarms = [[rate, seen] for rate, seen in counted.alarms.items()]
     return {"ids": [sample.id for sample in samples], "alarms": alarms}
 
@@ -82,23 +71,23 @@ def _row(image: ImageCounts) -> dict[str, Any]:
 
 
 def counted_parts(store: Store, parts: Sequence[str]) -> CountedPixels:
-    """What the parts counted, added up: as if one had counted all."""
-    found, maxima = CountedPixels.nothing(()), []
+    """The counts of the parts, added up: as if one pass had counted all."""
+    counted, maxima = CountedPixels.nothing(()), []
     for part in map(store.get, parts):
         if not part.meta["ids"]:
             continue
-        table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{part.folder}/counts.parquet")))
+        table = read_table(store, f"{part.folder}/counts.parquet")
         maxima.append(table["maximum"].to_numpy(np.float64))
         for image_id, image in zip(table["id"], _images(table), strict=True):
             if image is None:
-                found.counts.exclude(image_id)
+                counted.counts.exclude(image_id)
             else:
-                found.counts.add_counts(image)
-                found.images.append(image)
+                counted.counts.add_counts(image)
+                counted.images.append(image)
         for rate, seen in part.meta["alarms"]:
-            found.alarms.setdefault(rate, []).extend(seen)
-    found.maxima = np.concatenate(maxima) if maxima else found.maxima
-    return found
+            counted.alarms.setdefault(rate, []).extend(seen)
+    counted.maxima = np.concatenate(maxima) if maxima else counted.maxima
+    return counted
 
 
 def _images(table: pd.DataFrame) -> Iterator[ImageCounts | None]:

@@ -21,12 +21,12 @@ _MARKED = 64
 
 @dataclass(eq=False)
 class CountedPixels:
-    """All that is counted of the test images' pixels."""
+    """The counts of the test images' pixels."""
 
     counts: PixelCounts
     """Over all images whose truth is known."""
     images: list[ImageCounts]
-    """The same by image, for the bootstrap: at most 0.4 MB an image, 15 kB as seen with maps of 256 x 256."""
+    """The counts by image, for the bootstrap: at most 0.4 MB an image, 15 kB as seen with maps of 256 x 256."""
     maxima: np.ndarray
     """float64 [n]: the largest value of each map, also where the truth is unknown."""
     alarms: dict[float, list[int]]
@@ -34,7 +34,7 @@ class CountedPixels:
 
     @staticmethod
     def nothing(promised: Sequence[float]) -> CountedPixels:
-        """Before the first image."""
+        """The counts before the first image."""
         return CountedPixels(PixelCounts(), [], np.zeros(0), {rate: [] for rate in promised})
 
 
@@ -47,44 +47,46 @@ def count_pixels(
     draft: Draft,
     first: int = 0,
 ) -> CountedPixels:
-    """One pass over masks and maps, whose rows begin with `first`; leaves the masks, at the maps' size, in `masks` of
-    the draft for the report."""
-    found = CountedPixels.nothing(promised)
+    """The counts of one pass over masks and maps, whose rows begin with `first`; leaves the masks, at the maps' size,
+    in `masks` of the draft for the report."""
+    counted = CountedPixels.nothing(promised)
     if not samples:
-        return found
+        return counted
     maps = Stack.open(store, predicted, "maps")
-    found.maxima = np.zeros(len(samples))
+    counted.maxima = np.zeros(len(samples))
     kept = store.create_array(f"{draft.folder}/masks", (len(samples), *maps.shape[1:]), "uint8", chunk=maps.chunk)
     masks = np.zeros((maps.chunk, *maps.shape[1:]), dtype=np.uint8)  # (n, h, w) of a chunk
     for row, (sample, scored) in enumerate(_with_maps(samples, maps, first)):
         place = row % maps.chunk
         masks[place] = 0
-        found.maxima[row] = scored.max()
+        counted.maxima[row] = scored.max()
         if sample.label == "good":
-            for rate, seen in found.alarms.items():
+            for rate, seen in counted.alarms.items():
                 seen.append(false_alarms(scored, rate))
         truth = truths.of(sample)
         if truth is None:
-            found.counts.exclude(sample.id)
+            counted.counts.exclude(sample.id)
         else:
             if truth.mask is not None:
                 masks[place] = resize(truth.mask.astype(np.uint8) * 255, maps.shape[1]) >= _MARKED
-            found.images.append(found.counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type))
+            image = counted.counts.add(sample.id, scored, **truth.counted(), defect_type=sample.defect_type)
+            counted.images.append(image)
         if place == maps.chunk - 1 or row == len(samples) - 1:
             kept[row - place : row + 1] = masks[: place + 1]
-    return found
+    return counted
 
 
 def boundaries_at(
     thresholds: Mapping[str, float], store: Store, truths: Truths, predicted: Artifact, samples: Sequence[Sample]
 ) -> dict[str, dict[str, float]]:
-    """A second pass, for which the best threshold had to be known: metric -> image id -> boundary F at its threshold.
+    """Metric -> image id -> boundary F at the metric's threshold: a second pass, since the best threshold had to be
+    known.
 
     Of images with a mask; one whose defect has no outline, since it covers the whole image, has none.
     """
-    found: dict[str, dict[str, float]] = {metric: {} for metric in thresholds}
+    boundaries: dict[str, dict[str, float]] = {metric: {} for metric in thresholds}
     if not thresholds or not any(sample.mask for sample in samples):
-        return found
+        return boundaries
     maps = Stack.open(store, predicted, "maps")
     for sample, scored in _with_maps(samples, maps):
         truth = None if sample.mask is None else truths.of(sample)
@@ -93,8 +95,8 @@ def boundaries_at(
         counted = boundary_f(sample.id, scored, truth.mask, list(thresholds.values()), valid=truth.valid)
         for metric, one in zip(thresholds, counted, strict=True):
             if one.true:
-                found[metric][sample.id] = one.metrics()["boundary_f"]
-    return found
+                boundaries[metric][sample.id] = one.metrics()["boundary_f"]
+    return boundaries
 
 
 def _with_maps(samples: Sequence[Sample], maps: Stack, first: int = 0) -> Iterator[tuple[Sample, np.ndarray]]:

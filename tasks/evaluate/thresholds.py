@@ -60,15 +60,15 @@ def _promise(threshold: Threshold, scores: np.ndarray, labels: np.ndarray) -> di
     """The threshold; the range its false-reject rate is expected in on so many new good images; what it was."""
     did, good = realised(scores, labels, threshold), int((~labels).sum())
     expected = expected_rate(threshold.n, threshold.rate, good) if good else None
-    found = {
+    promise = {
         **asdict(threshold),
         "note": threshold.shortfall,
         "expected_interval": None if expected is None else [expected.low, expected.high],
     }
     for name in ("false_reject", "miss"):
         if f"{name}_rate" in did:
-            found |= {
+            promise |= {
                 f"{name}_rate": did[f"{name}_rate"],
                 f"{name}_interval": [did[f"{name}_low"], did[f"{name}_high"]],
             }
-    return found
+    return promise

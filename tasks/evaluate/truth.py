@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from al_models.metrics import Defect
 from storage.errors import MaskError
@@ -17,6 +15,7 @@ from storage.masks import read_mask, read_regions
 from storage.points import measured_pixels
 from storage.samples import Sample
 from storage.store import Store
+from storage.tables import read_table
 from tasks.core.handles import Validated
 
 
@@ -33,7 +32,7 @@ class Truth:
     """bool (h, w): pixels that count; None: all."""
 
     def counted(self) -> dict[str, Any]:
-        """As `PixelCounts.add` takes it: where there are defects, their union is the mask."""
+        """The truth as `PixelCounts.add` takes it: where there are defects, their union is the mask."""
         return {
             "mask": None if self.defects else self.mask,
             "shape": self.shape if self.mask is None else None,
@@ -53,7 +52,8 @@ class Truths:
         self._shapes = _native_shapes(store, validated)
 
     def of(self, sample: Sample) -> Truth | None:
-        """None when nobody knows where the defect is. Raises MaskError or DatasetError for unusable files."""
+        """The truth about a sample; None when nobody knows where the defect is. Raises MaskError or DatasetError for
+        unusable files."""
         if sample.mask_state == "unknown":
             return None
         valid = None if sample.xyz is None else measured_pixels(self._root, sample, self._folders)
@@ -92,8 +92,6 @@ def _saturation(notes: Any) -> Mapping[int, tuple[float, bool]]:
 def _native_shapes(store: Store, validated: Validated) -> dict[str, tuple[int, int]]:
     """Image id -> (height, width) of the file."""
     folder = store.get(validated.prepared.images).folder
-    facts = pd.read_parquet(
-        io.BytesIO(store.read_bytes(f"{folder}/facts.parquet")), columns=["id", "height", "width", "readable"]
-    )
+    facts = read_table(store, f"{folder}/facts.parquet", ["id", "height", "width", "readable"])
     facts = facts[facts["readable"]]
     return {row.id: (int(row.height), int(row.width)) for row in facts.itertuples()}

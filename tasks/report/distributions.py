@@ -16,7 +16,7 @@ _GRID = 18
 _COMMON = 6
 
 Tick = tuple[float, str]
-"""Where on the axis, and what stands there."""
+"""A place on the axis, and the text that stands there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Distribution:
     marks: list[Mark]
     line: Tick | None
     words: str
-    """The same for those who cannot see it."""
+    """The chart in words, for those who cannot see it."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[Tick]:
 
 
 def sizes(widths: Sequence[int] | np.ndarray, heights: Sequence[int] | np.ndarray) -> Sizes | None:
-    """How often which size occurs, or None without images."""
+    """The sizes and how often each occurs, or None without images."""
     counts = Counter(zip(map(int, widths), map(int, heights), strict=True))
     if not counts:
         return None
@@ -158,7 +158,7 @@ def sizes(widths: Sequence[int] | np.ndarray, heights: Sequence[int] | np.ndarra
 
 
 def _padded(values: Sequence[int]) -> tuple[float, float]:
-    """Ends of an axis, so that no bubble is cut."""
+    """The ends of an axis, so that no bubble is cut."""
     room = 0.08 * (max(values) - min(values)) or 0.08 * max(values)
     return max(0.0, min(values) - room), max(values) + room
 

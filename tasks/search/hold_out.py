@@ -11,11 +11,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +19,6 @@ from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.errors import InvalidInput
 from al_models.parts.defects import Defect, cut_paste, perlin_composite, scar, scratch, stain
@@ -33,10 +27,11 @@ from storage.errors import DatasetError
 from storage.files import read_image
 from storage.samples import Sample, parse_box
 from storage.store import Store
+from storage.whole import made_anew
 from tasks.core.handles import Validated
 from tasks.core.policy import DEFAULTS, Severity
 from tasks.core.progress import Progress
-from tasks.core.steps import code_fingerprint, retry_passing
+from tasks.core.steps import code_fingerprint, step
 from tasks.core.stored import accepted_samples
 from tasks.prepare import white_of
 
@@ -60,7 +55,6 @@ RULES: Mapping[str, Severity] = MappingProxyType({rule: "off" for rule in DEFAUL
 """Rules of validation: the images were accepted before, and nothing may set them aside for what was drawn into them."""
 FEWEST = 4
 """Good training images: two to learn from, one that stays good, and one with a defect."""
-_ABANDONED_AFTER_S = 3600
 _MARK = "split.json"
 
 
@@ -81,7 +75,7 @@ class Split:
 
 
 def split_of(samples: Sequence[Sample], share: float, seed: int) -> Split:
-    """Which training images are held out, and what becomes of them: drawn by hash, parts with all their images.
+    """The training images that are held out, drawn by hash, parts with all their images; and what each half serves for.
 
     At least two are held out and two are left to learn from. Raises DatasetError where there are not so many.
     """
@@ -106,7 +100,8 @@ def split_of(samples: Sequence[Sample], share: float, seed: int) -> Split:
 
 
 def split_of_held_out(samples: Sequence[Sample], fitted: Sequence[str], held_out: Sequence[str], seed: int) -> Split:
-    """Only images that a model did not learn from are judged; of the others two stand for those it did.
+    """The split in which only images that a model did not learn from are judged; two of the others stand for those it
+    learned from.
 
     Raises DatasetError where fewer than two are held out.
     """
@@ -134,14 +129,7 @@ def _rank(seed: int, what: str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{what}:{name}".encode()).digest()
 
 
-@task(
-    name="hold out",
-    task_run_name="hold out {validated.name}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("hold out", "hold out {validated.name}")
 def hold_out(validated: Validated, folder: str, share: float, seed: int) -> str:
     """Root of the data set, a folder of this one: made, or found again by the name of its content.
 
@@ -158,20 +146,9 @@ def put(validated: Validated, folder: str, split: Split, seed: int) -> str:
     root = Path(folder) / digest
     if _is_whole(root):
         return str(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
-    # The folder of tempfile is private to its owner; the one made inside it has the user's usual permissions.
-    with tempfile.TemporaryDirectory(prefix=f".{digest}-", suffix=".partial", dir=root.parent) as aside:
-        new = Path(aside, "new")
+    with made_anew(root, partial(_is_whole, root)) as new:
         files = _write(new, validated, split, seed)
         (new / _MARK).write_text(json.dumps({**made_of, "files": files}, indent=1, sort_keys=True), encoding="utf-8")
-        with suppress(FileNotFoundError):  # half of it, from which somebody removed images
-            os.replace(root, Path(aside, "old"))
-        try:
-            os.replace(new, root)
-        except OSError:
-            if not _is_whole(root):  # the same data of another process is as good as ours
-                raise
     return str(root)
 
 
@@ -182,14 +159,6 @@ def _is_whole(root: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(sum(len(names) for _, _, names in os.walk(root)) >= files)
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Remove what a killed run left, once it cannot be at work any more."""
-    for left in root.parent.glob(f".{root.name}-*.partial"):
-        with suppress(FileNotFoundError):  # its owner may remove it at this moment
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(root: Path, validated: Validated, split: Split, seed: int) -> int:

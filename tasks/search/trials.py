@@ -36,7 +36,7 @@ class Interval:
     """Whether each order of magnitude is as likely as any other."""
 
     def draw(self, rng: random.Random) -> float:
-        """One of them; all but whole numbers have three digits."""
+        """A number of the interval; all but whole numbers have three digits."""
         # Random.random is the one method whose numbers Python promises to keep.
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         if isinstance(self.low, int) and isinstance(self.high, int):
@@ -71,11 +71,11 @@ def draws(space: Space, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def distinct(
-    found: Iterator[dict[str, Any]], name: Callable[[dict[str, Any]], str], count: int | None = None
+    candidates: Iterator[dict[str, Any]], name: Callable[[dict[str, Any]], str], count: int | None = None
 ) -> list[dict[str, Any]]:
     """The first `count` (None: all) that differ by their name; fewer where a hundred draws for each bring no more."""
     kept: dict[str, dict[str, Any]] = {}
-    for params in found if count is None else itertools.islice(found, count * _TRIES):
+    for params in candidates if count is None else itertools.islice(candidates, count * _TRIES):
         kept.setdefault(name(params), params)
         if len(kept) == count:
             break

@@ -11,11 +11,11 @@ import numpy as np
 from al_models.errors import ExportFailed, InvalidInput
 from al_models.graph import OnnxModel, write_onnx
 from al_models.parts.images import WHOLE, load_images, resize
-from storage.folders import new_folder
 from storage.models import TEXTS, Registry
 from storage.models.versions import ModelVersion
 from storage.records import read_record
 from storage.stacks import Stack
+from storage.whole import new_folder
 from tasks.serve.judge import Judge
 from tasks.serve.register import LoadedVersion, load_version
 
@@ -38,10 +38,10 @@ class Exported:
     map: float
     """The largest difference of a map value, as a share of the largest."""
     score: float
-    """The same of the scores."""
+    """The largest difference of a score, as a share of the largest."""
 
     def said(self) -> str:
-        """For the user."""
+        """A sentence for the user."""
         return (
             f"{FILE}, {self.size / 1e6:.1f} MB: on {self.images} images its maps differ from ours by at most "
             f"{self.map:.1e} of the largest value, its scores by {self.score:.1e}; {TOLERANCE:.0e} is allowed"
@@ -79,12 +79,12 @@ def differences(model: OnnxModel, judge: Judge, images: np.ndarray) -> tuple[flo
     the size: so the resizing and another number of images are tried, too.
     """
     larger = images[:1].repeat(2, axis=1).repeat(2, axis=2)
-    found = []
+    pairs = []
     for given, small in ((images, images), (larger, np.stack([resize(larger[0], judge.size)]))):
         ours, _ = judge.predict(tuple(map(str, range(len(small)))), small)
         theirs = model(given)
-        found.append([_difference(theirs["map"], ours.maps), _difference(theirs["score"], ours.scores)])
-    of_maps, of_scores = np.max(found, axis=0)  # NaN stays
+        pairs.append([_difference(theirs["map"], ours.maps), _difference(theirs["score"], ours.scores)])
+    of_maps, of_scores = np.max(pairs, axis=0)  # NaN stays
     return float(of_maps), float(of_scores)
 
 
@@ -123,7 +123,7 @@ def metadata(loaded: LoadedVersion) -> dict[str, str]:
 
 
 def _input(white: float | None) -> str:
-    """How values are scaled to those that the file takes (`al_models.parts.images.decode`)."""
+    """The scaling of values to those that the file takes (`al_models.parts.images.decode`)."""
     if white is None:
         return "uint8 RGB"
     if white == WHOLE:
@@ -144,13 +144,13 @@ def _difference(theirs: np.ndarray, ours: np.ndarray) -> float:
 def stored_images(registry: Registry, version: ModelVersion) -> np.ndarray:
     """Some of the images of the run that a version comes from, good and defective: uint8 (n, size, size, 3)."""
     record = read_record(registry.store, version.lineage.record)
-    found = record and registry.store.find(record.keys["images"])
-    if not found:
+    output = record and registry.store.find(record.keys["images"])
+    if not output:
         raise InvalidInput(
             f"the images of the run that {version.label} comes from have gone from {registry.store.url}; name some "
             "with --images, on which the file is compared with our own maps"
         )
-    stack = Stack.open(registry.store, found, "images")
+    stack = Stack.open(registry.store, output, "images")
     total = stack.shape[0]
     pixels = stack.read(np.unique(np.linspace(0, total - 1, min(_SAMPLES, total)).astype(int)))  # (n, h, w, 1 or 3)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))

@@ -41,7 +41,7 @@ from storage.store import Store
 from tasks.core.heat import FLAGGED, Scale, contour, overlay, png
 from tasks.core.progress import Progress
 from tasks.core.steps import GPU
-from tasks.serve.judge import Judge, Judged, Opened, open_image
+from tasks.serve.judge import Judge, JudgedImage, Opened, open_image
 from tasks.serve.register import LoadedVersion
 
 JOURNAL = "judged.jsonl"
@@ -82,15 +82,15 @@ class Inspection:
 
     def take(self, paths: Sequence[str], progress: Progress | None = None) -> Counter[str]:
         """Judge these files but for those that were judged before; how many there are of each decision."""
-        found: Counter[str] = Counter()
+        decisions: Counter[str] = Counter()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             done = 0
             for size, opened in self._batches(pool, paths):
-                found.update(self._settle(pool, opened))
+                decisions.update(self._settle(pool, opened))
                 done += size
                 if progress is not None:
                     progress("", done, len(paths))
-        return found
+        return decisions
 
     def _batches(self, pool: ThreadPoolExecutor, paths: Sequence[str]) -> Iterator[tuple[int, list[Opened]]]:
         """(files looked at, those to be judged), a batch at a time; the next is decoded while this one is worked on."""
@@ -106,7 +106,7 @@ class Inspection:
         return open_image(path, self.judge.size, lambda name: self._is_known(path, name), self.loaded.version.white)
 
     def _is_known(self, path: str, name: str) -> bool:
-        key = key_of(self._said(path, name))
+        key = key_of(self._identity(path, name))
         self.asked.add(key)
         return key in self._known
 
@@ -124,17 +124,17 @@ class Inspection:
         self._known |= keys
         return [line["decision"] for line in lines]
 
-    def _said(self, path: str, name: str) -> dict[str, Any]:
+    def _identity(self, path: str, name: str) -> dict[str, Any]:
         """What names a line."""
         version = self.loaded.version
         # The bytes of a name need not be text, and those who read the line want text.
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
         return {"path": text, "id": name, "model": version.label, "state": version.files[STATE]}
 
-    def _written(self, judged: Judged) -> dict[str, Any]:
+    def _written(self, judged: JudgedImage) -> dict[str, Any]:
         """The line of an image whose files have been written."""
         opened = judged.opened
-        line = self._said(opened.path, opened.id)
+        line = self._identity(opened.path, opened.id)
         name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', Path(line['path']).stem)[:60]}-{key_of(line).hex()}"
         regions: list[Region] = []
         files: dict[str, bytes] = {}
@@ -162,13 +162,13 @@ class Inspection:
 
 
 def key_of(line: Mapping[str, Any]) -> bytes:
-    """What a line is about: this content, under this path, judged by this version."""
+    """The identity of a line: this content, under this path, judged by this version."""
     named = [line["path"], line["id"], line["model"], line["state"]]
     return hashlib.sha256(json.dumps(named).encode()).digest()[:12]
 
 
-def _line(judged: Judged) -> dict[str, Any]:
-    """All figures about an image."""
+def _line(judged: JudgedImage) -> dict[str, Any]:
+    """All figures about an image, for its line."""
     opened = judged.opened
     return {
         "decision": judged.decision,
@@ -192,7 +192,8 @@ def _tiff(map: np.ndarray) -> bytes:
 
 
 def scale_of(loaded: LoadedVersion) -> Scale:
-    """From the median of the held-out images' map values to as far beyond the threshold as that is beyond it."""
+    """The scale from the median of the held-out images' map values to as far beyond the threshold as that is beyond
+    it."""
     shares = np.cumsum(loaded.pixels.shares)
     low, most = (float(just_below(np.searchsorted(shares, share * shares[-1]))) for share in (0.5, 1))
     threshold = loaded.version.calibration.pixel

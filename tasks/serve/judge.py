@@ -57,7 +57,7 @@ class Opened:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class JudgedImage:
     """What a version says of an image."""
 
     opened: Opened
@@ -70,7 +70,7 @@ class Judged:
     deviations: float | None = None
     """How far it is from the images that the model was made from: out of scope above SCOPE_LIMIT."""
     features: float | None = None
-    """The distance behind it."""
+    """The distance of its features, from which `deviations` comes."""
     map: np.ndarray | None = None
     """float16 (h, w)."""
 
@@ -119,26 +119,26 @@ class Judge:
         cell = Cell(version.dataset, version.category, version.method, version.params, version.seed, device)
         self.runtime = runtime_of(cell)
 
-    def __call__(self, opened: Sequence[Opened]) -> list[Judged]:
-        """What is to be said of each image; of one that a detector cannot work with, why."""
+    def __call__(self, opened: Sequence[Opened]) -> list[JudgedImage]:
+        """The judgement on each image; of one that a detector cannot work with, why."""
         readable = [one for one in opened if one.problem is None]
-        judged = {one.path: Judged(one, "unreadable", one.problem) for one in opened}
+        judged = {one.path: JudgedImage(one, "unreadable", one.problem) for one in opened}
         judged |= {one.opened.path: one for one in in_memory(lambda size: self._all(readable, size), self.batch_size)}
         return [judged[one.path] for one in opened]
 
-    def _all(self, opened: Sequence[Opened], batch_size: int) -> list[Judged]:
+    def _all(self, opened: Sequence[Opened], batch_size: int) -> list[JudgedImage]:
         batches = [opened[start : start + batch_size] for start in range(0, len(opened), batch_size)]
         return [one for batch in batches for one in self._batch(batch)]
 
-    def _batch(self, opened: Sequence[Opened]) -> list[Judged]:
+    def _batch(self, opened: Sequence[Opened]) -> list[JudgedImage]:
         try:
             return self._judged(opened)
         except InvalidInput as error:
             if len(opened) == 1:
-                return [Judged(opened[0], "unreadable", str(error))]
+                return [JudgedImage(opened[0], "unreadable", str(error))]
         return [judged for one in opened for judged in self._batch([one])]  # the others are judged
 
-    def _judged(self, opened: Sequence[Opened]) -> list[Judged]:
+    def _judged(self, opened: Sequence[Opened]) -> list[JudgedImage]:
         images = np.stack([one.small for one in opened])
         prediction, features = self.predict(tuple(one.id for one in opened), images)
         scope = self.loaded.reference.scope
@@ -159,24 +159,25 @@ class Judge:
         return detector.predict(batch, self.runtime), features
 
     def _features(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        """As `tasks.extract` stores them, in half precision: thresholds were set on such. Raises InvalidInput as it."""
+        """The features as `tasks.extract` stores them, in half precision: thresholds were set on such. Raises
+        InvalidInput as it."""
         if self.spec is None:
             return {}
         from al_models.parts.backbone import cached_backbone  # timm takes seconds to import
 
-        found = cached_backbone(self.spec, self.runtime.device)(images)
-        half = {key: found[key].half().cpu() for key in self.spec.keys}
+        features = cached_backbone(self.spec, self.runtime.device)(images)
+        half = {key: features[key].half().cpu() for key in self.spec.keys}
         if not all(bool(torch.isfinite(values).all()) for values in half.values()):
             raise InvalidInput(f"its features of {self.spec.backbone} go beyond what half precision holds")
         return half
 
     def _one(
         self, opened: Opened, map: np.ndarray, score: float, p_value: float, deviations: float, distance: float
-    ) -> Judged:
+    ) -> JudgedImage:
         threshold = self.loaded.version.calibration.image
         decision: Decision = "undecided" if threshold is None else "reject" if score > threshold else "accept"
         inside = deviations <= SCOPE_LIMIT
-        return Judged(
+        return JudgedImage(
             opened,
             decision if inside else "out_of_scope",
             score=float(score),

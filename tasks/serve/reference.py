@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import safetensors.numpy
 
 from al_models.drift import Scope
 from storage.records import RunRecord
 from storage.stacks import Stack
 from storage.store import Store
+from storage.tables import read_table
 from tasks.core.stored import as_safetensors, rows_of
 
 LIGHT = ("brightness", "contrast", "sharpness")
@@ -30,13 +29,13 @@ class Reference:
     """Values of held-out good images, float64 [n] each: `score`, `features` (their distance in the scope), LIGHT."""
 
     def to_bytes(self) -> bytes:
-        """As a version keeps it."""
+        """The reference as a version keeps it."""
         scope = {f"scope.{name}": np.asarray(value, np.float64) for name, value in asdict(self.scope).items()}
         return as_safetensors(scope | self.statistics)
 
     @staticmethod
     def from_bytes(data: bytes) -> Reference:
-        """What `to_bytes` gave."""
+        """The reference that `to_bytes` wrote."""
         arrays = safetensors.numpy.load(data)
         scope = {name: arrays.pop(f"scope.{name}") for name in ("mean", "whitening", "centre", "spread")}
         ends = {name: float(scope.pop(name)) for name in ("centre", "spread")}
@@ -44,8 +43,8 @@ class Reference:
 
 
 def reference_of(store: Store, record: RunRecord, model: Mapping[str, Any], scores: np.ndarray) -> Reference:
-    """From what the run stored of its images. `model`: what the fit said of its output; scores [n] are those of the
-    held-out images. Raises NotInStore when an output of the run is gone."""
+    """The reference made from what the run stored of its images. `model`: what the fit said of its output; scores [n]
+    are those of the held-out images. Raises NotInStore when an output of the run is gone."""
     learned, held_out = model["fitted_on"], model["held_out"]
     light, seen = _looks(store, record.keys["images"], record.keys.get("features"), [*learned, *held_out])
     scope = Scope.of(seen[: len(learned)], seen[len(learned) :])
@@ -61,14 +60,14 @@ def statistics_of(
     ids: Sequence[str],
     scores: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The same statistics, float64 [n] each, of other stored images. `images`, `features`: keys of the prepared images
-    and of the features, if there are any; `scores` [n] by the model of the reference."""
+    """The statistics of a reference, float64 [n] each, of other stored images. `images`, `features`: keys of the
+    prepared images and of the features, if there are any; `scores` [n] by the model of the reference."""
     return _statistics(reference.scope, *_looks(store, images, features, ids), scores)
 
 
 def _statistics(scope: Scope, light: np.ndarray, seen: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    found = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen)}
-    return found | dict(zip(LIGHT, light.T, strict=True))
+    statistics = {"score": np.asarray(scores, np.float64), "features": scope.distance(seen)}
+    return statistics | dict(zip(LIGHT, light.T, strict=True))
 
 
 def _looks(store: Store, images: str, features: str | None, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -78,11 +77,11 @@ def _looks(store: Store, images: str, features: str | None, ids: Sequence[str]) 
 
 
 def _light(store: Store, images: str, ids: Sequence[str]) -> np.ndarray:
-    facts = pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(images).folder}/facts.parquet")))
+    facts = read_table(store, f"{store.get(images).folder}/facts.parquet")
     by_content = facts.drop_duplicates("id").set_index("id")  # equal content, equal light
     return by_content.loc[list(ids), list(LIGHT)].to_numpy(np.float64)
 
 
 def _means_of(store: Store, features: str, ids: Sequence[str]) -> np.ndarray:
-    found = store.get(features)
-    return Stack.open(store, found, "means").read(rows_of(found.meta["ids"], ids))
+    output = store.get(features)
+    return Stack.open(store, output, "means").read(rows_of(output.meta["ids"], ids))

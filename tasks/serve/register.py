@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from al_models.calibration import HeldOutPixels
 from al_models.detector import Detector
@@ -21,7 +19,7 @@ from storage.models.versions import HELD_OUT, REFERENCE, STATE, Calibration, Fea
 from storage.records import RunRecord, read_record
 from storage.store import Store
 from tasks.calibrate import held_out_pixels
-from tasks.core.steps import retry_passing
+from tasks.core.steps import step
 from tasks.core.stored import as_safetensors
 from tasks.prepare import white_of
 from tasks.serve.model_card import model_card
@@ -31,14 +29,7 @@ _COPIED = ("model", "calibration", "evaluation")
 """Outputs of a run that a version is made of."""
 
 
-@task(
-    name="register",
-    task_run_name="register {record}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("register", "register {record}")
 def register(store_url: str, record: str, who: str, why: str) -> str:
     """Label of the version, `mvtec_ad/grid@3`, that the cell of this record is kept as: a new one, or the one that it
     is kept as already. It becomes the challenger, unless it has ever had an alias.
@@ -46,12 +37,12 @@ def register(store_url: str, record: str, who: str, why: str) -> str:
     Raises NotInStore for a record, or an output of its run, that is not there, InvalidInput for a cell that failed.
     """
     store = Store(store_url)
-    registry, found = Registry(store), read_record(store, record)
-    if found is None:
+    registry, cell = Registry(store), read_record(store, record)
+    if cell is None:
         raise NotInStore(f"the record {record} is not in {store_url}; `al records` lists those that are")
-    if found.status != "done":
-        raise InvalidInput(f"the cell of {record} has no model, it failed ({found.reason}); run it again")
-    version = _kept(registry, found) or _add(registry, found)
+    if cell.status != "done":
+        raise InvalidInput(f"the cell of {record} has no model, it failed ({cell.reason}); run it again")
+    version = _kept(registry, cell) or _add(registry, cell)
     if not registry.aliases(version.name).had(version.number):
         registry.challenge(version, who=who, why=why)
     return version.label
@@ -86,7 +77,7 @@ def _add(registry: Registry, record: RunRecord) -> ModelVersion:
 
 
 def _version_of(record: RunRecord, model: dict[str, Any], parent: int | None) -> ModelVersion:
-    """All but what the registry itself says of it. `model`: what the fit said of its output."""
+    """The version with all but what the registry itself adds to it. `model`: what the fit said of its output."""
     spec = create(record.method, **record.params).feature_spec()
     image, pixel = record.calibration["image"], record.calibration["pixel"]
     return ModelVersion(

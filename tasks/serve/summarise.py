@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from al_models.drift import ALPHA, FEWEST, Change, changes
-from storage.journal import Journal, replaced
+from storage.journal import Journal
+from storage.whole import replaced
 from tasks.serve.inspect_images import Inspection, key_of
 from tasks.serve.reference import LIGHT
 
@@ -52,12 +53,12 @@ class Summary:
 
     @property
     def changed(self) -> list[Change]:
-        """What has drifted."""
+        """The statistics that have drifted."""
         return [change for change in self.drift if change.changed]
 
     @property
     def drift_table(self) -> list[dict[str, Any]]:
-        """All that was looked at, a row each."""
+        """The statistics that were looked at, a row each."""
         return [asdict(change) for change in self.drift]
 
 
@@ -181,5 +182,5 @@ def _drift(inspection: Inspection, batch: list[_Line]) -> list[Change]:
 
 def _worst(batch: Iterable[_Line]) -> list[_Line]:
     rejected = (line for line in batch if line["decision"] == "reject")
-    found = heapq.nlargest(_SHOWN, rejected, key=lambda line: line["score"])
-    return [{name: line[name] for name in ("path", "score", "p_value")} for line in found]
+    worst = heapq.nlargest(_SHOWN, rejected, key=lambda line: line["score"])
+    return [{name: line[name] for name in ("path", "score", "p_value")} for line in worst]

@@ -7,7 +7,6 @@ The rules (`rules.py`, `copies.py`) are Great Expectations' expectations (`expec
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from storage.datasets import published_counts
 from storage.samples import Sample, fingerprint, from_parquet, to_parquet
 from storage.store import Draft, Store
+from storage.tables import read_table, write_table
 from tasks.core.handles import Category, Prepared, Validated
 from tasks.core.policy import DEFAULT_POLICY, Policy
-from tasks.core.steps import code_fingerprint, retry_passing, run_step, step_key
-from tasks.validate.expectations import Outcome, ask, write_docs
+from tasks.core.steps import code_fingerprint, run_step, step, step_key
+from tasks.validate.expectations import RuleOutcome, ask, write_docs
 from tasks.validate.rules import Rule, counts_table, enough_training_images, reasons, rules_for, with_comparisons
 
 __all__ = ["FINDINGS", "CategoryStopped", "Policy", "build_data_docs", "findings", "validate", "verdict_key"]
@@ -40,14 +38,7 @@ class CategoryStopped(ValueError):
     """A category that nothing can be learned from; the verdict says why."""
 
 
-@task(
-    name="validate",
-    task_run_name="validate {prepared.category.dataset}/{prepared.category.category}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=retry_passing,
-)
+@step("validate", "validate {prepared.category.dataset}/{prepared.category.category}")
 def validate(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> Validated:
     """Keep a verdict on every image.
 
@@ -81,8 +72,9 @@ def verdict_key(prepared: Prepared, policy: Policy = DEFAULT_POLICY) -> str:
 
 
 def findings(store: Store, verdict: str) -> pd.DataFrame:
-    """What was found, a row a finding, texts without absent values. Raises NotInStore for a key without a verdict."""
-    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(verdict).folder}/findings.parquet")))
+    """A table of what was found, a row a finding, texts without absent values. Raises NotInStore for a key without a
+    verdict."""
+    table = read_table(store, f"{store.get(verdict).folder}/findings.parquet")
     return table.astype("string").fillna("")
 
 
@@ -99,31 +91,29 @@ def build_data_docs(prepared: Prepared, folder: str | Path, policy: Policy = DEF
 def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> dict[str, Any]:
     tables, rules = _questions(store, prepared, policy)
     outcomes, images = ask(rules, tables), tables["images"]
-    found = _findings(rules, outcomes, tables)
-    rejected = set(found.loc[found["severity"] == "reject", "key"])
+    findings = _findings(rules, outcomes, tables)
+    rejected = set(findings.loc[findings["severity"] == "reject", "key"])
     accepted = images[~images["key"].isin(rejected)]
 
     tables["training"] = accepted[accepted["split"] == "train"]
     enough = enough_training_images(images, tables["training"], policy)
     outcomes |= ask([enough], tables)
-    found = pd.concat([found, _findings([enough], outcomes, tables)], ignore_index=True)
+    findings = pd.concat([findings, _findings([enough], outcomes, tables)], ignore_index=True)
     # What else is unusual about an image that is set aside is no news.
-    found = found[(found["severity"] != "warn") | ~found["key"].isin(rejected)]
+    findings = findings[(findings["severity"] != "warn") | ~findings["key"].isin(rejected)]
 
     kept = _kept_samples(store, prepared.category, accepted, _unknown_masks(rules, outcomes, images))
     store.write_bytes(f"{draft.folder}/samples.parquet", to_parquet(kept))
-    buffer = io.BytesIO()
-    found.to_parquet(buffer, index=False)
-    store.write_bytes(f"{draft.folder}/findings.parquet", buffer.getvalue())
+    write_table(store, f"{draft.folder}/findings.parquet", findings)
     logger.info("%s: %d images accepted, %d rejected", prepared.category.name, len(accepted), len(rejected))
-    warned = set(found.loc[found["severity"] == "warn", "key"]) - {""}
+    warned = set(findings.loc[findings["severity"] == "warn", "key"]) - {""}
     return {
         "fingerprint": fingerprint(kept),
         "counts": _counts(images, accepted),
         "accepted": len(accepted),
         "rejected": len(rejected),
         "warned": len(warned),
-        "stop": _why_stop(found),
+        "stop": _why_stop(findings),
         "expectations": [_summary(rule, outcomes[rule.name]) for rule in (*rules, enough)],
         "policy": policy.model_dump(),
         "published": _published(store, prepared.category),
@@ -132,8 +122,8 @@ def _judge(store: Store, prepared: Prepared, policy: Policy, draft: Draft) -> di
 
 def _questions(store: Store, prepared: Prepared, policy: Policy) -> tuple[dict[str, pd.DataFrame], list[Rule]]:
     """The tables, and what is expected of them."""
-    facts = store.read_bytes(f"{store.get(prepared.images).folder}/facts.parquet")
-    images = with_comparisons(pd.read_parquet(io.BytesIO(facts)), policy)
+    facts = read_table(store, f"{store.get(prepared.images).folder}/facts.parquet")
+    images = with_comparisons(facts, policy)
     counts = counts_table(images, _published(store, prepared.category))
     return {"images": images, "counts": counts}, rules_for(images, counts, policy, prepared.image_size)
 
@@ -144,7 +134,7 @@ def _published(store: Store, category: Category) -> dict[str, int]:
 
 
 def _findings(
-    rules: Sequence[Rule], outcomes: Mapping[str, Outcome], tables: Mapping[str, pd.DataFrame]
+    rules: Sequence[Rule], outcomes: Mapping[str, RuleOutcome], tables: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
     """A row a finding, in the order of the rules and the images."""
     parts = [pd.DataFrame(columns=list(FINDINGS))]
@@ -160,8 +150,8 @@ def _findings(
     return pd.concat([part.astype("string").fillna("") for part in parts], ignore_index=True)
 
 
-def _unknown_masks(rules: Sequence[Rule], outcomes: Mapping[str, Outcome], images: pd.DataFrame) -> set[str]:
-    """Keys of the images whose masks say nothing that can be believed."""
+def _unknown_masks(rules: Sequence[Rule], outcomes: Mapping[str, RuleOutcome], images: pd.DataFrame) -> set[str]:
+    """Keys of the images whose masks cannot be believed."""
     unknown = set(images.loc[images["mask_state"] == "unreadable", "key"])
     for rule in rules:
         if rule.mask_unknown:
@@ -191,8 +181,8 @@ def _counts(images: pd.DataFrame, accepted: pd.DataFrame) -> dict[str, dict[str,
     return {k: {"listed": n, "accepted": kept.get(k, 0)} for k, n in sorted(by_kind(images).items())}
 
 
-def _why_stop(found: pd.DataFrame) -> str | None:
-    stops = found[found["severity"] == "stop"]
+def _why_stop(findings: pd.DataFrame) -> str | None:
+    stops = findings[findings["severity"] == "stop"]
     if stops.empty:
         return None
     first = stops.iloc[0]
@@ -201,7 +191,7 @@ def _why_stop(found: pd.DataFrame) -> str | None:
     return f"{first['path']}: {first['reason']}{more}" if first["path"] else f"{first['reason']}{more}"
 
 
-def _summary(rule: Rule, outcome: Outcome) -> dict[str, Any]:
+def _summary(rule: Rule, outcome: RuleOutcome) -> dict[str, Any]:
     return {
         "name": rule.name,
         "description": rule.description,

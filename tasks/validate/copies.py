@@ -29,38 +29,39 @@ _NONE = np.iinfo(np.int32).max
 
 
 def same_content(table: pd.DataFrame) -> pd.DataFrame:
-    """Which other image has the same content, in one of three columns of keys (absent for most images).
+    """Keys of other images with the same content, a row an image, in one of three columns (absent for most images).
 
     `seen_in`: in a split that stays. `other_label`: in test, but good where this is anomalous or vice versa.
-    `copy_of`: the first in the same split. Takes id, key, split, label, readable; unreadable files are none's copies.
+    `copy_of`: the first in the same split. Takes id, key, split, label, readable; unreadable files have no copies.
     """
-    found = pd.DataFrame(index=table.index, columns=["other_label", "copy_of", "seen_in"], dtype="string")
+    copies = pd.DataFrame(index=table.index, columns=["other_label", "copy_of", "seen_in"], dtype="string")
     group = table.loc[table["readable"] & table["id"].duplicated(keep=False), ["id", "key", "split", "label"]]
     group = _in_order_of_staying(group, ["id"])
     first = group.groupby("id")[["key", "split"]].transform("first")
     elsewhere = group["split"] != first["split"]
-    found.loc[group.index[elsewhere], "seen_in"] = first["key"][elsewhere]
+    copies.loc[group.index[elsewhere], "seen_in"] = first["key"][elsewhere]
     group = group[~elsewhere]
     for label, other in (("good", "anomalous"), ("anomalous", "good")):
         first_other = group[group["label"] == other].groupby("id")["key"].first()
         contradicting = group.loc[group["label"] == label, "id"].map(first_other).dropna()
-        found.loc[contradicting.index, "other_label"] = contradicting.astype("string") + f" ({other})"
-    rest = group[found.loc[group.index, "other_label"].isna()]
+        copies.loc[contradicting.index, "other_label"] = contradicting.astype("string") + f" ({other})"
+    rest = group[copies.loc[group.index, "other_label"].isna()]
     again = rest.index[rest.duplicated("id")]
-    found.loc[again, "copy_of"] = rest.groupby("id")["key"].transform("first")[again]
-    return found
+    copies.loc[again, "copy_of"] = rest.groupby("id")["key"].transform("first")[again]
+    return copies
 
 
 def same_part(table: pd.DataFrame) -> pd.DataFrame:
-    """Which image of a split that stays shows the same physical part: columns `part_seen_in`, `part_seen_split`."""
-    found = pd.DataFrame(index=table.index, columns=["part_seen_in", "part_seen_split"], dtype="string")
+    """Keys and splits of images that show the same physical part in a split that stays, a row an image: columns
+    `part_seen_in`, `part_seen_split`."""
+    seen = pd.DataFrame(index=table.index, columns=["part_seen_in", "part_seen_split"], dtype="string")
     group = _in_order_of_staying(
         table.loc[table["readable"] & table["part"].notna(), ["part", "key", "split"]], ["part"]
     )
     first = group.groupby("part")[["key", "split"]].transform("first")
     elsewhere = group.index[group["split"] != first["split"]]
-    found.loc[elsewhere] = first.loc[elsewhere, ["key", "split"]].to_numpy()
-    return found
+    seen.loc[elsewhere] = first.loc[elsewhere, ["key", "split"]].to_numpy()
+    return seen
 
 
 def _in_order_of_staying(group: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def _in_order_of_staying(group: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def nearly_same(table: pd.DataFrame, bits: int) -> pd.DataFrame:
-    """Which image that stays shows nearly the same picture, by Hamming distance of the perceptual hashes.
+    """Images that stay and show nearly the same picture, a row an image, by Hamming distance of the perceptual hashes.
 
     Columns `near_copy_of`, `near_copy_bits` (the closest earlier one in the same split that shows another part) and
     `near_seen_in`, `near_seen_split`, `near_seen_bits` (the closest one in a split that stays). Pairs count up to
@@ -78,11 +79,11 @@ def nearly_same(table: pd.DataFrame, bits: int) -> pd.DataFrame:
     """
     columns = {"near_copy_of": "string", "near_copy_bits": "Int64"}
     columns |= {"near_seen_in": "string", "near_seen_split": "string", "near_seen_bits": "Int64"}
-    found = pd.DataFrame({name: pd.Series(index=table.index, dtype=dtype) for name, dtype in columns.items()})
+    pairs = pd.DataFrame({name: pd.Series(index=table.index, dtype=dtype) for name, dtype in columns.items()})
     hashes = unpack(table["perceptual_hash"])
     limit = distance_limit(hashes, bits)
     if limit < 0:
-        return found
+        return pairs
     parts, names, splits = _part_numbers(table["part"]), table["key"].to_numpy(), table["split"].to_numpy()
     earlier = np.empty(0, dtype=np.int64)  # rows of the splits that stay
     with _Search() as search:
@@ -91,14 +92,14 @@ def nearly_same(table: pd.DataFrame, bits: int) -> pd.DataFrame:
             bits_apart, other = _closest_earlier(search, hashes[rows], parts[rows])
             near = bits_apart <= limit
             here, there = table.index[rows[near]], rows[other[near]]
-            found.loc[here, "near_copy_of"], found.loc[here, "near_copy_bits"] = names[there], bits_apart[near]
+            pairs.loc[here, "near_copy_of"], pairs.loc[here, "near_copy_bits"] = names[there], bits_apart[near]
             bits_apart, other = _closest(search, hashes[earlier], hashes[rows])
             near = bits_apart <= limit
             here, there = table.index[rows[near]], earlier[other[near]]
-            found.loc[here, "near_seen_in"], found.loc[here, "near_seen_bits"] = names[there], bits_apart[near]
-            found.loc[here, "near_seen_split"] = splits[there]
+            pairs.loc[here, "near_seen_in"], pairs.loc[here, "near_seen_bits"] = names[there], bits_apart[near]
+            pairs.loc[here, "near_seen_split"] = splits[there]
             earlier = np.concatenate([earlier, rows])
-    return found
+    return pairs
 
 
 def distance_limit(hashes: np.ndarray, bits: int) -> int:
@@ -135,7 +136,7 @@ def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _part_numbers(parts: pd.Series) -> np.ndarray:
-    """A number a part; images whose part is not known have one each."""
+    """A number for each image's part; images whose part is not known have a number each."""
     numbers, names = pd.factorize(parts)
     unknown = numbers < 0
     numbers[unknown] = len(names) + np.arange(unknown.sum())
@@ -168,8 +169,8 @@ class _Search:
     def __call__(self, index: Any, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Distances and rows of the k closest in the index, both (n, k)."""
         blocks = np.array_split(asked, max(self.threads, -(-len(asked) // _BLOCK)))
-        found = list(self.pool.map(lambda block: index.search(block, k), [block for block in blocks if len(block)]))
-        return np.concatenate([apart for apart, _ in found]), np.concatenate([rows for _, rows in found])
+        results = list(self.pool.map(lambda block: index.search(block, k), [block for block in blocks if len(block)]))
+        return np.concatenate([apart for apart, _ in results]), np.concatenate([rows for _, rows in results])
 
 
 def _closest(search: _Search, known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,11 +199,11 @@ def _closest_earlier(search: _Search, hashes: np.ndarray, parts: np.ndarray) -> 
         within[(rows[None] >= rows[:, None]) | (parts[None, rows] == parts[rows, None])] = _NONE
         apart[rows], other[rows] = _least(within, np.broadcast_to(rows, within.shape))
         if start:
-            before, found = search(index, hashes[rows], min(of_a_part, _LARGEST_PART, start))
-            before[parts[found] == parts[rows, None]] = _NONE
-            before, found = _least(before, found)
+            before, nearest = search(index, hashes[rows], min(of_a_part, _LARGEST_PART, start))
+            before[parts[nearest] == parts[rows, None]] = _NONE
+            before, nearest = _least(before, nearest)
             nearer = before <= apart[rows]
-            apart[rows[nearer]], other[rows[nearer]] = before[nearer], found[nearer]
+            apart[rows[nearer]], other[rows[nearer]] = before[nearer], nearest[nearer]
         index.add(hashes[rows])
     return apart, other
 

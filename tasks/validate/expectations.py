@@ -22,7 +22,7 @@ _SEVERITIES = {"stop": "critical", "reject": "critical", "warn": "warning"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RuleOutcome:
     """How a rule fared."""
 
     success: bool
@@ -30,12 +30,12 @@ class Outcome:
     """Labels of the table's rows that break it; none where it is about the table as a whole."""
 
 
-def ask(rules: Sequence[Rule], tables: Mapping[str, pd.DataFrame]) -> dict[str, Outcome]:
+def ask(rules: Sequence[Rule], tables: Mapping[str, pd.DataFrame]) -> dict[str, RuleOutcome]:
     """Rule -> how it fares on its table; one call at a time in a process.
 
     Raises RuntimeError for an expectation that could not be evaluated.
     """
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, RuleOutcome] = {}
     with _LOCK:
         gx, context = _great_expectations()
         for name, table in tables.items():
@@ -87,7 +87,7 @@ def _run_checkpoint(gx: Any, context: Any, name: str, rules: Sequence[Rule], tab
 
 
 def _columns(rules: Sequence[Rule]) -> list[str]:
-    """Those that the rules look at: the others would be copied with each."""
+    """The columns that the rules look at: the others would be copied with each."""
     names = [rule.arguments.get(given) for rule in rules for given in ("column", "column_A", "column_B")]
     return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -123,11 +123,12 @@ def _great_expectations() -> tuple[Any, Any]:
     return gx, context
 
 
-def _outcome(result: Any) -> Outcome:
-    """Raises RuntimeError for an expectation that could not be evaluated, which would pass for a broken rule."""
+def _outcome(result: Any) -> RuleOutcome:
+    """The outcome of an expectation. Raises RuntimeError where it could not be evaluated, which would pass for a broken
+    rule."""
     if not {"element_count", "observed_value"} & set(result.result):
         raise RuntimeError(
             f"Great Expectations could not evaluate {result.expectation_config}: {result.exception_info}"
         )
     rows = result.result.get("unexpected_index_list") or ()
-    return Outcome(bool(result.success), np.asarray(rows, dtype=np.int64))
+    return RuleOutcome(bool(result.success), np.asarray(rows, dtype=np.int64))

@@ -24,7 +24,7 @@ _MEASURES = {
 _AROUND = 0.9
 """A mask that marks so much of the image's border surrounds a defect, and does not mark one."""
 _MOST = 0.8
-"""So does one that marks so much of the image."""
+"""A mask that marks so much of the image surrounds a defect, too."""
 _ENOUGH_FOR_A_DISTRIBUTION = 10
 _SMALLEST_SPREAD = 0.02
 """Least spread of the logarithms: a training set that varies by less than 2 % is taken to vary by that."""
@@ -38,7 +38,8 @@ class Rule:
     description: str
     severity: Severity
     reason: str
-    """Why a row breaks the rule, for people, filled from its columns. As it stands where no row does but the table."""
+    """The reason why a row breaks the rule, for people, with its columns filled in; told as it is where the whole table
+    breaks the rule."""
     expectation: str
     """Class name in `great_expectations.expectations`."""
     arguments: dict[str, Any]
@@ -201,7 +202,7 @@ def _about_what_is_usual(table: pd.DataFrame, policy: Policy, image_size: int) -
 
 
 def _about_range(table: pd.DataFrame, policy: Policy) -> list[Rule]:
-    """Values of more than 8 bits lie in the range that was learned from the good images."""
+    """The rule that values of more than 8 bits lie in the range that was learned from the good images."""
     known = table["white"].dropna()
     end = f"{known.iloc[0]:g}" if len(known) else "255"
     learned = f"0 to {end}, the range learned from the good training images"
@@ -235,7 +236,8 @@ def _about_range(table: pd.DataFrame, policy: Policy) -> list[Rule]:
 
 
 def _about_size(table: pd.DataFrame, policy: Policy, image_size: int) -> Rule:
-    """One size where half the training images have it; else there is nothing unusual, and one remark on it."""
+    """The rule on one size where half the training images have it; else there is nothing unusual, and one remark on
+    it."""
     size, severity = _usual(table, "size"), policy.severity("usual_size")
     training = table["size"][table["readable"] & (table["split"] == "train")]
     if 2 * (training == size).sum() >= len(training):
@@ -373,7 +375,7 @@ def _about_masks(policy: Policy) -> list[Rule]:
 
 
 def _about_looks(table: pd.DataFrame, policy: Policy) -> list[Rule]:
-    """Brightness, contrast and sharpness of the training images against their own distribution."""
+    """The rules on brightness, contrast and sharpness of the training images against their own distribution."""
     rules = []
     for measure, (meaning, advice) in _MEASURES.items():
         known = table[f"{measure}_deviation"].notna()
@@ -449,26 +451,27 @@ def _mask_missing(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
 
 
 def _mask_inverted(table: pd.DataFrame) -> pd.Series:
-    """Why a mask seems to mark all but the defect; where most of a category do, the others are in doubt, too."""
-    found = pd.Series(pd.NA, index=table.index, dtype="string")
+    """The reason why a mask seems to mark all but the defect; where most masks of a category seem to, the others are in
+    doubt, too."""
+    reasons = pd.Series(pd.NA, index=table.index, dtype="string")
     partly = ((table["marked"] > 0) & (table["marked"] < 1)).fillna(False)
     around = partly & ((table["mask_border"] >= _AROUND) | (table["marked"] >= _MOST)).fillna(False)
     if around.sum() > 0.5 * partly.sum():
-        found[partly] = f"{around.sum()} of the category's {partly.sum()} masks mark all around a defect"
+        reasons[partly] = f"{around.sum()} of the category's {partly.sum()} masks mark all around a defect"
     shares = table.loc[around, ["marked", "mask_border"]].astype(float)
-    found[around] = [
+    reasons[around] = [
         f"its mask marks {marked:.0%} of the image and {border:.0%} of its border, as an inverted one does"
         for marked, border in shares.itertuples(index=False)
     ]
-    return found
+    return reasons
 
 
 def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
-    """Why it is not known which way up a mask lies: EXIF tells viewers to turn the image, or the mask.
+    """The reason why it is not known which way up a mask lies: EXIF tells viewers to turn the image, or the mask.
 
     Tags of 5 and more turn by a quarter, so that the size of a mask shows what it was drawn on unless it is square.
     """
-    found = pd.Series(pd.NA, index=table.index, dtype="string")
+    why = pd.Series(pd.NA, index=table.index, dtype="string")
     image, mask = table["orientation"].fillna(1), table["mask_orientation"].fillna(1)
     quarter = (image >= 5) & (mask == 1) & (table["width"] != table["height"])
     as_stored = quarter & (table["mask_width"] == table["width"]) & (table["mask_height"] == table["height"])
@@ -478,8 +481,8 @@ def _mask_turned(table: pd.DataFrame, anomalous: pd.Series) -> pd.Series:
     tags = (
         "EXIF orientation " + image.astype("string") + " for the image and " + mask.astype("string") + " for its mask"
     )
-    found[unclear] = tags + ", neither applied: whether the mask lies on the picture as stored or as shown is not known"
-    return found
+    why[unclear] = tags + ", neither applied: whether the mask lies on the picture as stored or as shown is not known"
+    return why
 
 
 def _usual(table: pd.DataFrame, column: str) -> Any:

@@ -38,14 +38,14 @@ class CategoryRow:
 
 def per_category(records: Sequence[RunRecord], metric: str) -> list[CategoryRow]:
     """The survey's table of one metric: a row a method, a column a category; empty when no record has the metric."""
-    found = ranking(records)
-    if metric not in found.metrics:
+    ranked = ranking(records)
+    if metric not in ranked.metrics:
         return []
     highest = {
-        c: max((v.mean for row in found.rows if (v := row.variant.value(c, metric))), default=None)
-        for c in found.columns
+        c: max((v.mean for row in ranked.rows if (v := row.variant.value(c, metric))), default=None)
+        for c in ranked.columns
     }
-    return [_category_row(row, metric, found.columns, highest if len(found.rows) > 1 else {}) for row in found.rows]
+    return [_category_row(row, metric, ranked.columns, highest if len(ranked.rows) > 1 else {}) for row in ranked.rows]
 
 
 def _category_row(

@@ -50,13 +50,13 @@ def artifact(store: Store, record: RunRecord, step: str) -> Artifact | None:
 
 
 def read_evaluation(store: Store, record: RunRecord) -> Evaluation:
-    """Lines, curves and histogram; what is absent is empty."""
-    found = artifact(store, record, "evaluation")
-    if found is None:
+    """The lines, curves and histogram of a cell; what is absent is empty."""
+    output = artifact(store, record, "evaluation")
+    if output is None:
         return Evaluation([], {}, None, {})
-    rows = _rows(store, found)
+    rows = _rows(store, output)
     histogram = _histogram(rows, image_threshold(record))
-    return Evaluation(rows, _curves(store, found), histogram, _read_json(store, found, "groups.json"))
+    return Evaluation(rows, _curves(store, output), histogram, _read_json(store, output, "groups.json"))
 
 
 def image_threshold(record: RunRecord) -> float | None:
@@ -75,9 +75,9 @@ def inspected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(unknown, key=lambda row: -row["score"])[:_INSPECTED]
 
 
-def _rows(store: Store, found: Artifact) -> list[dict[str, Any]]:
+def _rows(store: Store, output: Artifact) -> list[dict[str, Any]]:
     try:
-        table = pq.read_table(io.BytesIO(store.read_bytes(f"{found.folder}/images.parquet")))
+        table = pq.read_table(io.BytesIO(store.read_bytes(f"{output.folder}/images.parquet")))
     except StorageError:
         return []
     return [{name: _none_if_nan(value) for name, value in row.items()} for row in table.to_pylist()]
@@ -87,22 +87,22 @@ def _none_if_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _curves(store: Store, found: Artifact) -> dict[str, list[tuple[float, float]]]:
-    given = _read_json(store, found, "curves.json")
+def _curves(store: Store, output: Artifact) -> dict[str, list[tuple[float, float]]]:
+    given = _read_json(store, output, "curves.json")
     return {name: _thinned(given[name]["x"], given[name]["y"]) for name in CURVES if given.get(name, {}).get("x")}
 
 
-def _read_json(store: Store, found: Artifact, name: str) -> dict[str, Any]:
-    """Empty when it is not there."""
+def _read_json(store: Store, output: Artifact, name: str) -> dict[str, Any]:
+    """The value under a key; empty when it is not there."""
     try:
-        read: dict[str, Any] = json.loads(store.read_bytes(f"{found.folder}/{name}"))
+        read: dict[str, Any] = json.loads(store.read_bytes(f"{output.folder}/{name}"))
     except StorageError:
         return {}
     return read
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """Few points, evenly along the line's length, so that steep and flat parts are drawn equally well."""
+    """A few points of a line, evenly along its length, so that steep and flat parts are drawn equally well."""
     points = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)], axis=1)  # (n, 2)
     length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     wanted = np.searchsorted(length, np.linspace(0.0, length[-1], _CURVE_POINTS))

@@ -76,25 +76,25 @@ def _contests_markdown(contests: Mapping[Column, Sequence[Contest]], columns: Se
     rows = [
         [column_name(column, columns), heading(one.metric), one.best or ABSENT]
         + [", ".join(one.named(words)) or ABSENT for words in (BETTER, EQUAL, UNKNOWN)]
-        for column, found in contests.items()
-        for one in found
+        for column, own in contests.items()
+        for one in own
     ]
     return markdown_table(head, rows)
 
 
 def result_table_markdown(records: Sequence[RunRecord]) -> str:
     """The ranking as a Markdown table; metrics in %, means over categories and seeds, the best in bold."""
-    found = ranking(records)
-    if not found.rows:
+    ranked = ranking(records)
+    if not ranked.rows:
         return "No cell has been run yet."
-    head = ["rank", "method", "categories finished", *(METRICS[m] for m in found.shown)]
+    head = ["rank", "method", "categories finished", *(METRICS[m] for m in ranked.shown)]
     head += ["seconds a cell", "peak memory, MB", "failed cells"]
     rows = []
-    for row in found.rows:
-        metrics = [_bold(_value(row.values.get(m)), m in row.best) for m in found.shown]
+    for row in ranked.rows:
+        metrics = [_bold(_value(row.values.get(m)), m in row.best) for m in ranked.shown]
         rank = ABSENT if row.rank is None else f"{row.rank:.2f}"
         cost = [_number(row.seconds, "{:.1f}"), _number(row.peak_memory_mb, "{:.0f}"), str(row.failed_cells)]
-        rows.append([rank, row.variant.name, f"{row.finished} of {len(found.columns)}", *metrics, *cost])
+        rows.append([rank, row.variant.name, f"{row.finished} of {len(ranked.columns)}", *metrics, *cost])
     return markdown_table(head, rows)
 
 

@@ -34,7 +34,7 @@ class Example:
     heat: Image.Image
     """The heat-map over the image."""
     evidence: Image.Image | None
-    """The same as -log10 p, whose colours mean the same in every cell; None without held-out images."""
+    """The map as -log10 p, whose colours mean the same in every cell; None without held-out images."""
     has_outline: bool
 
     @property
@@ -99,7 +99,7 @@ def _spread(
 
 
 def evidence_scale(records: Sequence[RunRecord]) -> Scale | None:
-    """From 0 to log10(n + 1), n: the most held-out images of any cell; None when no cell has any."""
+    """The scale from 0 to log10(n + 1), n: the most held-out images of any cell; None when no cell has any."""
     held_out = [(record.calibration.get("pixel") or {}).get("n") or 0 for record in records]
     most = max(held_out, default=0)
     return Scale(0.0, math.log10(most + 1), None, f"log10({most} + 1)") if most else None
@@ -116,7 +116,7 @@ def read_gallery(
         images = _open(store, artifact(store, record, "images"), "images")
         maps = _open(store, artifact(store, record, "maps"), "maps")
         masks = _open(store, artifact(store, record, "evaluation"), "masks")
-        absent = [name for name, found in (("images", images), ("maps", maps), ("evaluation", rows)) if not found]
+        absent = [name for name, output in (("images", images), ("maps", maps), ("evaluation", rows)) if not output]
         if images is None or maps is None or not rows:
             return Gallery([], None, f"No pictures: this cell left no {', no '.join(absent)}.")
         rows = [row for row in rows if row["id"] in images.position and row["id"] in maps.position]
@@ -141,10 +141,10 @@ def _held_out(store: Store, record: RunRecord) -> tuple[HeldOutPixels | None, st
     if "calibration" not in record.keys:
         return None, "this cell left no calibration"
     try:
-        found = held_out_pixels(store, record.keys["calibration"])
+        pixels = held_out_pixels(store, record.keys["calibration"])
     except (StorageError, OSError, LookupError, ValueError) as error:  # Arrow's own errors are ValueErrors
         return None, f"the calibration could not be read ({error})"
-    return (found, None) if found.ids else (None, "no good image was held out")
+    return (pixels, None) if pixels.ids else (None, "no good image was held out")
 
 
 @dataclass(frozen=True)
@@ -158,18 +158,18 @@ class _ByImage:
         return self.all_of([image_id])[0]
 
     def all_of(self, image_ids: Sequence[str]) -> np.ndarray:
-        """In one reading: a stored chunk holds several."""
+        """The pictures of these images in one reading: a stored chunk holds several."""
         return self.stack.read([self.position[image_id] for image_id in image_ids])
 
 
-def _open(store: Store, found: Artifact | None, name: str) -> _ByImage | None:
-    if found is None:
+def _open(store: Store, output: Artifact | None, name: str) -> _ByImage | None:
+    if output is None:
         return None
     try:
-        stack = Stack.open(store, found, name)
+        stack = Stack.open(store, output, name)
     except NotInStore:
         return None
-    return _ByImage(stack, {image_id: place for place, image_id in enumerate(found.meta["ids"])})
+    return _ByImage(stack, {image_id: place for place, image_id in enumerate(output.meta["ids"])})
 
 
 def _mask(masks: _ByImage | None, image_id: str) -> np.ndarray | None:
@@ -207,8 +207,8 @@ class _Drawing:
         """The map as -log10 p over the image; at the map's own size, in which the held-out values were counted."""
         if self.evidence is None or self.held_out is None:
             return None
-        found = log10_p_map(values, self.held_out, "image")
-        return overlay(pixels, _resized(found, (pixels.shape[1], pixels.shape[0])), self.evidence)
+        p_map = log10_p_map(values, self.held_out, "image")
+        return overlay(pixels, _resized(p_map, (pixels.shape[1], pixels.shape[0])), self.evidence)
 
 
 def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -216,7 +216,7 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _scale(maps: _ByImage, rows: Sequence[dict[str, Any]], threshold: float | None) -> Scale:
-    """From what good looks like to as far beyond the threshold as the threshold is beyond good."""
+    """The scale from what good looks like to as far beyond the threshold as the threshold is beyond good."""
     if not rows:
         return Scale(0.0, 1.0, threshold, "no image")
     good = [row for row in rows if row["label"] == "good"]

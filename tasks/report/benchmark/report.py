@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from al_models.registry import METHODS
 from storage.records import RunRecord, read_records
 from storage.store import Store
+from storage.whole import write_whole
 from tasks.compare import costs, tables
 from tasks.compare.methods import Compared, compare_methods
 from tasks.compare.tables import Ranking
@@ -31,7 +32,7 @@ from tasks.report.benchmark.thresholds import Promise
 from tasks.report.benchmark.training import Losses, losses_of
 from tasks.report.benchmark.verdicts import by_reason, category_view
 from tasks.report.data.report import PAGE, Judged, write_data_page
-from tasks.report.page import environment, write_whole
+from tasks.report.page import environment
 from tasks.report.survey.published import published_speed
 
 _OPEN_UP_TO = 6
@@ -97,11 +98,11 @@ def report(store_url: str, out: str, cells: list[str] | None = None, judged: lis
     """
     store = Store(store_url)
     records = [record for record in read_records(store) if cells is None or record.cell in cells]
-    found = compare_methods(store, records)
+    compared = compare_methods(store, records)
     pages = {
         "results.csv": export.results_csv(records),
-        "results.md": export.results_markdown(records, found.answer, found.support, found.contests),
-        "index.html": render(store, records, found),
+        "results.md": export.results_markdown(records, compared.answer, compared.support, compared.contests),
+        "index.html": render(store, records, compared),
     }
     folder = Path(out).absolute()
     write_data_page(store, folder, judged_of(store, records, judged or []))
@@ -111,20 +112,20 @@ def report(store_url: str, out: str, cells: list[str] | None = None, judged: lis
 
 
 def judged_of(store: Store, records: Sequence[RunRecord], given: Sequence[Judged]) -> list[Judged]:
-    """What is given, and the last verdict on the images of each other cell; by category."""
-    found = {(one.category.name, one.images): one for one in given}
+    """The judgements that are given, and the last verdict on the images of each other cell; by category."""
+    by_images = {(one.category.name, one.images): one for one in given}
     for record in sorted(records, key=lambda record: record.finished, reverse=True):
         keys = record.keys
         if "images" in keys and "verdict" in keys:
             category = Category(store.url, record.dataset, record.category, "", keys.get("catalogue", ""), "")
             own = Judged(category, keys["images"], keys["verdict"], keys.get("suspects"))
-            found.setdefault((category.name, own.images), own)
-    return [found[place] for place in sorted(found)]
+            by_images.setdefault((category.name, own.images), own)
+    return [by_images[place] for place in sorted(by_images)]
 
 
 def render(store: Store, records: Sequence[RunRecord], compared: Compared | None = None) -> str:
     """The page: HTML that asks nothing of any other place."""
-    found = tables.ranking(records)
+    ranking = tables.ranking(records)
     templates = environment()
     templates.filters.update(label=_label, when=_when)
     scale = evidence_scale(records)
@@ -132,20 +133,20 @@ def render(store: Store, records: Sequence[RunRecord], compared: Compared | None
         compared=compared or compare_methods(store, records),
         records=records,
         failed=[record for record in records if record.status == "failed"],
-        ranking=found,
-        column_names={column: column_name(column, found.columns) for column in found.columns},
+        ranking=ranking,
+        column_names={column: column_name(column, ranking.columns) for column in ranking.columns},
         by_category={name: per_category(records, name) for name in tables.BY_CATEGORY},
-        metric_groups=tables.grouped(found.metrics),
-        cells=_cells(store, records, found, scale),
+        metric_groups=tables.grouped(ranking.metrics),
+        cells=_cells(store, records, ranking, scale),
         evidence=scale,
         open_cells=len(records) <= _OPEN_UP_TO,
-        categories=[category_view(store, records, column, found.columns) for column in found.columns],
+        categories=[category_view(store, records, column, ranking.columns) for column in ranking.columns],
         by_reason=by_reason,
         data_page=PAGE,
         steps=costs.steps_of(records),
         evaluation_share=costs.evaluation_share(records),
         longest=max((sum(record.seconds.values()) for record in records), default=0.0),
-        speed={r.variant.method: s for r in found.rows if (s := published_speed().get(r.variant.method))},
+        speed={r.variant.method: s for r in ranking.rows if (s := published_speed().get(r.variant.method))},
         registry=METHODS,
         versions=sorted({f"{name} {version}" for record in records for name, version in record.versions.items()}),
         hardware=sorted({record.hardware for record in records if record.hardware}),
@@ -165,12 +166,12 @@ def _when(iso: str) -> str:
     return f"{iso[:10]} {iso[11:16]} UTC" if len(iso) > 16 and iso[10] == "T" else iso
 
 
-def _cells(store: Store, records: Sequence[RunRecord], found: Ranking, evidence: heat.Scale | None) -> list[CellView]:
+def _cells(store: Store, records: Sequence[RunRecord], ranking: Ranking, evidence: heat.Scale | None) -> list[CellView]:
     """Finished cells by category, the best method first."""
     side = _side(len(records))
     views = []
-    for column in found.columns:
-        for row in found.rows:
+    for column in ranking.columns:
+        for row in ranking.rows:
             for record in row.variant.cells(column):
                 if record.status == "done":
                     left = evaluation.read_evaluation(store, record)

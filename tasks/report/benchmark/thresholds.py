@@ -55,13 +55,13 @@ def promises(record: RunRecord) -> list[Promise]:
     """All thresholds of a cell: by level, the lowest rate first. Without `rates` only those that decide."""
     calibration = record.calibration
     asked = (calibration.get("image") or {}).get("rate")
-    found = [
+    reported = [
         Promise(level, one[level], one["rate"] == asked)
         for level in ("image", "pixel")
         for one in calibration.get("rates") or []
         if one.get(level)
     ]
-    if found:
-        return found
+    if reported:
+        return reported
     pixel = calibration.get("pixel")
     return [one for one in (deciding(record), Promise("pixel", pixel, True) if pixel else None) if one is not None]

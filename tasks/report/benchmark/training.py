@@ -41,7 +41,7 @@ class Losses:
 
 
 def losses_of(record: RunRecord) -> Losses | None:
-    """None where nothing was trained."""
+    """The lines of a cell's training; None where nothing was trained."""
     lines = {
         name: [(float(look[0] or 0), value) for look in record.losses if (value := look[place]) is not None]
         for place, name in enumerate(("training", "held out", *record.turns), start=1)

@@ -44,7 +44,7 @@ def category_view(
     """What the records of a category and the store know of its images."""
     own = [record for record in records if column_of(record) == column]
     keys = dict.fromkeys(record.keys["verdict"] for record in own if "verdict" in record.keys)
-    verdicts = [found for key in keys if (found := _read_verdict(store, key)) is not None]
+    verdicts = [verdict for key in keys if (verdict := _read_verdict(store, key)) is not None]
     data = {record.fingerprints["data"] for record in own if record.status == "done" and "data" in record.fingerprints}
     return CategoryView(
         name=column_name(column, columns),
@@ -72,13 +72,13 @@ def merge_verdicts(verdicts: Iterable[tuple[Mapping[str, Any], Iterable[Mapping[
     stop: dict[str, None] = {}
     findings: dict[str, dict[tuple[str, str], Mapping[str, str]]] = {}
     expectations: list[dict[str, Any]] = []
-    for manifest, found in verdicts:
+    for manifest, own in verdicts:
         if manifest.get("stop"):
             stop[manifest["stop"]] = None
-        for finding in found:
+        for finding in own:
             findings.setdefault(finding["severity"], {})[finding["key"], finding["reason"]] = finding
         expectations += [asked for asked in manifest.get("expectations") or [] if asked not in expectations]
-    return Verdict(list(stop), {severity: list(found.values()) for severity, found in findings.items()}, expectations)
+    return Verdict(list(stop), {severity: list(own.values()) for severity, own in findings.items()}, expectations)
 
 
 def by_reason(items: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ SEVERITIES = {"stop": "category stops", "reject": "image set aside", "warn": "re
 _SPLITS = ("train", "validation", "test")
 ALL_TYPES = "all defect types"
 _KINDS = {"good": 0, "anomalous": 2, "unknown": 3, ALL_TYPES: 4}
-"""Where they stand among the defect types, which are 1."""
+"""Kind -> its place in the order of the table, in which the defect types have place 1."""
 MEASURES = {
     "brightness": "mean gray value, 0 to 255",
     "contrast": "standard deviation of the gray values",
@@ -272,7 +272,7 @@ def _verdict(stored: Stored, overview: Overview, groups: Sequence[Group]) -> tup
 
 
 def _by_rule(groups: Sequence[Group], severity: str) -> str:
-    """Which rules brought it about, the first few."""
+    """The rules that brought it about, the first few."""
     broken = [group for group in groups if group.severity == severity and group.on_images]
     named = [f"{group.rule.replace('_', ' ')} {group.on_images}" for group in broken[:_NAMED]]
     rest = [f"{len(broken) - _NAMED} other rules"] if len(broken) > _NAMED else []
@@ -293,13 +293,13 @@ def _counts(stored: Stored, published: Mapping[str, int]) -> list[CountRow]:
         }
     )
     sums = table.groupby([facts["split"], facts["defect_type"]]).sum()
-    found = {(str(split), str(kind)): row.tolist() for (split, kind), row in sums.iterrows()}
+    counts = {(str(split), str(kind)): row.tolist() for (split, kind), row in sums.iterrows()}
     rows = [
         CountRow(*place, listed, rejected, remarked, published.get(_slot(*place)))
-        for place, (listed, rejected, remarked) in found.items()
+        for place, (listed, rejected, remarked) in counts.items()
     ]
-    shown = {_slot(*place) for place in found}
-    rows += [_missing_row(found, slot, count) for slot, count in published.items() if slot not in shown]
+    shown = {_slot(*place) for place in counts}
+    rows += [_missing_row(counts, slot, count) for slot, count in published.items() if slot not in shown]
     return sorted(rows, key=lambda row: _order(row.split, row.defect_type))
 
 
@@ -308,10 +308,10 @@ def _slot(split: str, kind: str) -> str:
     return f"test/{kind}" if split == "test" else split
 
 
-def _missing_row(found: Mapping[tuple[str, str], list[int]], slot: str, published: int) -> CountRow:
+def _missing_row(counts: Mapping[tuple[str, str], list[int]], slot: str, published: int) -> CountRow:
     """A published number that belongs to no line: of all defect types together, or of images that are not there."""
     split, _, kind = slot.partition("/")
-    own = [n for (other, defect), n in found.items() if other == split and defect not in _KINDS]
+    own = [n for (other, defect), n in counts.items() if other == split and defect not in _KINDS]
     if kind == "anomalous" and own:
         listed, rejected, remarked = (sum(column) for column in zip(*own, strict=True))
         return CountRow(split, ALL_TYPES, listed, rejected, remarked, published)
@@ -326,7 +326,7 @@ def _order(split: str, kind: str) -> tuple[int, int, str]:
 
 
 def _groups(stored: Stored, thumbnails: Thumbnails, budget: Budget) -> list[Group]:
-    """By rule, the gravest and then the most frequent first."""
+    """The findings by rule, the gravest and then the most frequent first."""
     asked = {rule["name"]: rule.get("description", "") for rule in (stored.meta or {}).get("expectations") or []}
     parts = {(str(s), str(r)): part for (s, r), part in stored.findings.groupby(["severity", "rule"])}
     order = sorted(parts, key=lambda place: (list(SEVERITIES).index(place[0]), -len(parts[place]), place[1]))
@@ -384,20 +384,20 @@ def _line(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _left_out(files: Sequence[Mapping[str, Any]]) -> list[LeftOut]:
-    """By reason, the most frequent first; what is too much for the page is one line."""
+    """The files left out by reason, the most frequent first; what is too much for the page is one line."""
     groups: dict[str, list[str]] = {}
     count: Counter[str] = Counter()
     for file in files:
         groups.setdefault(file["reason"], []).append(file["path"])
         count[file["reason"]] += _files(file)
     ordered = sorted(groups.items(), key=lambda item: (-count[item[0]], item[0]))
-    found = [LeftOut(reason, count[reason], paths[:_LEFT_OUT]) for reason, paths in ordered[:_LEFT_OUT]]
+    shown = [LeftOut(reason, count[reason], paths[:_LEFT_OUT]) for reason, paths in ordered[:_LEFT_OUT]]
     rest = [count[reason] for reason, _ in ordered[_LEFT_OUT:]]
-    return [*found, LeftOut(f"for {len(rest)} other reasons", sum(rest), [])] if rest else found
+    return [*shown, LeftOut(f"for {len(rest)} other reasons", sum(rest), [])] if rest else shown
 
 
 def _files(entry: Mapping[str, Any]) -> int:
-    """How many files an entry of the reader's stands for."""
+    """The number of files that an entry of the reader's stands for."""
     return int(entry.get("files", 1))
 
 
@@ -405,7 +405,7 @@ def _files(entry: Mapping[str, Any]) -> int:
 
 
 def _suspect_chart(stored: Stored) -> Distribution | None:
-    """None where nothing was compared: of too few images all deviations are 0."""
+    """The distribution of deviations; None where nothing was compared: of too few images all deviations are 0."""
     if stored.suspects is None or not (stored.suspects["deviations"] != 0).any():
         return None
     table = stored.suspects.sort_values("deviations", ascending=False, kind="stable")
@@ -433,8 +433,8 @@ def _charts(stored: Stored) -> Charts:
     unknown, empty = int(np.isnan(areas).sum()), int((areas == 0).sum())
     notes = [f"anomalous images without a mask that can be read: {unknown}"] if unknown else []
     notes += [f"masks that mark no pixel: {empty}"] if empty else []
-    found = [chart for chart in histograms if chart is not None]
-    return Charts(sizes(facts["width"].tolist(), facts["height"].tolist()), found, notes)
+    drawn = [chart for chart in histograms if chart is not None]
+    return Charts(sizes(facts["width"].tolist(), facts["height"].tolist()), drawn, notes)
 
 
 def _measured(stored: Stored, training: pd.DataFrame, column: str, axis: str) -> Distribution | None:

@@ -6,7 +6,6 @@ prepared images. One HTML page without scripts that asks nothing of any other pl
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from storage.datasets import about
 from storage.errors import DatasetError, NotInStore, StorageError
 from storage.listing import Dataset
 from storage.store import Store
+from storage.tables import read_table
+from storage.whole import write_whole
 from tasks.core.handles import Category
 from tasks.report.data.judgement import MEASURES, SEVERITIES, STATES, SUSPECTED, Budget, Stored, view_of
 from tasks.report.data.thumbnails import Thumbnails
-from tasks.report.page import environment, write_whole
+from tasks.report.page import environment
 from tasks.validate import FINDINGS
 from tasks.validate import findings as read_findings
 
@@ -92,14 +93,16 @@ def write_data_page(store: Store, folder: str | Path, judged: Sequence[Judged], 
 
 
 def _budget(categories: int) -> Budget:
-    """About 400 kB a category up to 6, less where there are more, so that the page stays a page."""
+    """The budget of a category: about 400 kB up to 6 categories, less where there are more, so that the page stays a
+    page."""
     if categories <= 6:
         return Budget(side=128, shots=24, sheet=40)
     return Budget(side=96, shots=12, sheet=20) if categories <= 20 else Budget(side=72, shots=8, sheet=12)
 
 
 def _name(one: Judged, judged: Sequence[Judged]) -> str:
-    """The category; with its data set where there are several, with its key where it was judged more than once."""
+    """The name of a category; with its data set where there are several, with its key where it was judged more than
+    once."""
     several = len({other.category.dataset for other in judged}) > 1
     name = one.category.name if several else one.category.category
     again = sum(other.category.name == one.category.name for other in judged) > 1
@@ -116,16 +119,11 @@ def _about(dataset: str) -> Dataset | None:
 # reading
 
 
-def read_table(store: Store, key: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """A table of a stored output. Raises NotInStore, or another error for bytes that are no such table."""
-    return pd.read_parquet(io.BytesIO(store.read_bytes(f"{store.get(key).folder}/{name}")), columns=list(columns))
-
-
 def read(store: Store, judged: Judged) -> Stored:
     """What the store holds of a judged category; what it has lost is empty and a sentence in `problems`."""
     problems: list[str] = []
 
-    def found(what: str, ask: Callable[[], T], otherwise: T) -> T:
+    def asked(what: str, ask: Callable[[], T], otherwise: T) -> T:
         try:
             return ask()
         except NotInStore:
@@ -135,21 +133,22 @@ def read(store: Store, judged: Judged) -> Stored:
         return otherwise
 
     def table(what: str, ask: Callable[[], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        return found(what, ask, pd.DataFrame({column: [] for column in columns}, dtype=object))
+        return asked(what, ask, pd.DataFrame({column: [] for column in columns}, dtype=object))
 
-    facts = table("The table of images", lambda: read_table(store, judged.images, "facts.parquet", _FACT), _FACT)
+    def output(key: str, file: str, columns: Sequence[str]) -> Callable[[], pd.DataFrame]:
+        return lambda: read_table(store, f"{store.get(key).folder}/{file}", columns)
+
+    facts = table("The table of images", output(judged.images, "facts.parquet", _FACT), _FACT)
     findings = table("The table of findings", lambda: read_findings(store, judged.verdict), FINDINGS)
-    meta = found("The verdict", lambda: store.get(judged.verdict).meta, None)
+    meta = asked("The verdict", lambda: store.get(judged.verdict).meta, None)
     aside, catalogue = None, judged.category.catalogue
     if catalogue:
-        aside = found("The catalogue", lambda: store.get(catalogue).meta["set_aside"], None)
+        aside = asked("The catalogue", lambda: store.get(catalogue).meta["set_aside"], None)
     suspects, key = None, judged.suspects
     if key is not None:
-        suspects = table(
-            "The table of suspects", lambda: read_table(store, key, "suspects.parquet", _SUSPECT), _SUSPECT
-        )
+        suspects = table("The table of suspects", output(key, "suspects.parquet", _SUSPECT), _SUSPECT)
         suspects = suspects.astype({"suspected": bool})
-        severity = found("The summary of the suspects", lambda: store.get(key).meta["severity"], "off")
+        severity = asked("The summary of the suspects", lambda: store.get(key).meta["severity"], "off")
         findings = _with_suspects(findings, suspects, facts, severity)
     return Stored(facts.astype({"readable": bool}), findings, meta, suspects, aside, problems)
 
@@ -182,7 +181,7 @@ def _all_findings(category: Category, stored: Stored) -> pd.DataFrame:
 
 
 def _csv(tables: Sequence[pd.DataFrame]) -> str:
-    """All findings. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """All findings as CSV. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
     table = _texts(pd.concat([pd.DataFrame(columns=list(_CSV), dtype=object), *tables])[list(_CSV)])
     table = table.map(lambda text: f"'{text}" if text.startswith(_FORMULA) else text)
     return str(table.to_csv(index=False, lineterminator="\n"))

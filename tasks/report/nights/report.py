@@ -16,12 +16,12 @@ from storage.errors import Damaged
 from storage.held import HeldImage, picture_of, read_held
 from storage.nights import Decision, decision_keys, read_decision
 from storage.store import Store
-from tasks.compare.tables import METRICS
+from storage.whole import write_whole
+from tasks.compare.tables import DECIDING, METRICS
 from tasks.report.nights.trends import Trend, trends_of
-from tasks.report.page import environment, write_whole
+from tasks.report.page import environment
 
 PAGE = "nights.html"
-_SHOWN = ("pro", "pixel_auroc", "image_auroc")
 _MOST, _FEWEST = 60, 7
 """Latest nights of a model that the page shows."""
 _PICTURES = 60
@@ -40,7 +40,7 @@ class Held:
 
     @property
     def command(self) -> str:
-        """What follows `al nights release` and `al nights refuse`."""
+        """The words that follow `al nights release` and `al nights refuse`."""
         return f"{shlex.quote(self.image.path)} --model {shlex.quote(self.image.model)}"
 
 
@@ -61,11 +61,11 @@ class Model:
     @property
     def metrics(self) -> list[tuple[str, str]]:
         """(metric, its name for people) that any of the nights has."""
-        return [(m, METRICS.get(m, m)) for m in _SHOWN if any(m in night.metrics for night in self.nights)]
+        return [(m, METRICS.get(m, m)) for m in DECIDING if any(m in night.metrics for night in self.nights)]
 
     @cached_property
     def trends(self) -> list[Trend]:
-        """Charts of its nights."""
+        """The charts of its nights."""
         return trends_of(self.nights[::-1], self.metrics)
 
 
@@ -93,7 +93,7 @@ def nights_report(store_url: str, folder: str) -> str:
 
 
 def _held(store: Store, name: str, last: Decision, damaged: list[str]) -> list[Held]:
-    """What last night held and nobody has decided about since."""
+    """The images that last night held and nobody has decided about since."""
     try:
         images = [image for image in read_held(store, name) if image.id in last.held and image.state == "held"]
     except Damaged as error:

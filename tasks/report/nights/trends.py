@@ -51,7 +51,7 @@ class Trend:
     band: list[tuple[int, float, float]]
     """Night, lower and upper quartile of the new images."""
     words: str
-    """The same for those who cannot see it."""
+    """The chart in words, for those who cannot see it."""
 
 
 def trends_of(nights: Sequence[Decision], metrics: Sequence[tuple[str, str]]) -> list[Trend]:
@@ -59,8 +59,8 @@ def trends_of(nights: Sequence[Decision], metrics: Sequence[tuple[str, str]]) ->
     people."""
     last = max(1, len(nights) - 1)
     lines = [Line(label, _courses(nights, name), _COLOURS.get(name, "pro")) for name, label in metrics]
-    found = [_trend("The model in use", "%", lines, [], last, low=0.0)] if lines else []
-    return found + _of_new_images(nights, last)
+    trends = [_trend("The model in use", "%", lines, [], last, low=0.0)] if lines else []
+    return trends + _of_new_images(nights, last)
 
 
 def _courses(nights: Sequence[Decision], metric: str) -> list[Point]:
@@ -76,14 +76,14 @@ def _of_new_images(nights: Sequence[Decision], last: int) -> list[Trend]:
         for at, night in enumerate(nights)
         if night.drift
     ]
-    found = [_quartiles(name, seen, last) for name in _STATISTICS if any(name in looks.now for _, looks in seen)]
-    found.insert(1, _rejected(seen, last))
+    trends = [_quartiles(name, seen, last) for name in _STATISTICS if any(name in looks.now for _, looks in seen)]
+    trends.insert(1, _rejected(seen, last))
     if drift:
         alarm = Line("alarm", _each(seen, lambda looks: -math.log10(looks.alpha)), "threshold")
-        found.insert(
+        trends.insert(
             0, _trend("Drift", "−log10 of the smallest p", [Line("drift", drift, "pixel", True), alarm], [], last, 0.0)
         )
-    return found
+    return trends
 
 
 def _quartiles(name: str, seen: Sequence[tuple[int, Looks]], last: int) -> Trend:

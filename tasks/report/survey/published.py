@@ -15,11 +15,11 @@ def published(metric: str) -> dict[str, dict[str, float]]:
     """Method -> category (and `mean`) -> per cent, as the survey prints them; empty for metrics it does not print."""
     if metric not in ("pixel_auroc", "pro"):
         return {}
-    found: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for row in _survey(f"{metric}.csv"):
         skipped = ("method", "family", "title", "survey_ref")
-        found[row["method"]] = {name: float(value) for name, value in row.items() if value and name not in skipped}
-    return found
+        figures[row["method"]] = {name: float(value) for name, value in row.items() if value and name not in skipped}
+    return figures
 
 
 @cache
