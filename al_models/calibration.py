@@ -31,7 +31,7 @@ from al_models.metrics.regions import EIGHT_CONNECTED
 
 CONFIDENCE = 0.95
 RATES = (0.005, 0.01, 0.05)
-"""False-reject rates that are asked for unless others are."""
+"""False-reject rates for which thresholds are made by default."""
 _IMAGE_UNITS = 2**40
 """A whole image in fixed point: shares of its pixels are kept within 5e-13, and int64 holds 8 million images."""
 Per = Literal["pixel", "image"]
@@ -43,7 +43,7 @@ class Threshold:
     """A score above which an image is rejected, and what it promises."""
 
     rate: float
-    """Share of good images that may be rejected, as asked."""
+    """Share of good images that may be rejected, as asked for."""
     value: float | None
     """Reject when score > value; None when there are too few held-out images for the rate."""
     n: int
@@ -91,23 +91,24 @@ def conformal_thresholds(scores: np.ndarray, rates: Sequence[float] = RATES) -> 
 
 @dataclass(frozen=True)
 class RateRange:
-    """What false-reject rate to expect of one threshold."""
+    """The false-reject rate to expect of one threshold."""
 
     mean: float
     """Over all sets of held-out images; at most the rate asked for."""
     low: float
     high: float
-    """Where the rate of a threshold lies with probability `confidence`, as much left out on either side."""
+    """Bounds between which the rate lies with probability `confidence`; below and above, it lies equally often."""
     confidence: float
 
 
 def expected_rate(n: int, rate: float, n_new: int | None = None, confidence: float = CONFIDENCE) -> RateRange | None:
-    """What share of good images a threshold of n held-out ones rejects; None when n images do not support the rate.
+    """The share of good images that a threshold of n held-out ones rejects; None when n do not support the rate.
 
-    Of all good images there are, exactly Beta(l, n + 1 - l), l = floor((n + 1) rate), when no two scores are equal
-    (Vovk, Conditional Validity of Inductive Conformal Predictors, ACML 2012; arXiv:2107.07511, section 3.2). With
-    `n_new`, of that many new ones: beta-binomial, so wider. Where scores are equal it rejects less: `mean` and `high`
-    still bound it, `low` does not. Raises InvalidInput for a rate or confidence outside (0, 1) or a negative number.
+    Over all good images that share is distributed as Beta(l, n + 1 - l), l = floor((n + 1) rate), exactly so when no
+    two scores are equal (Vovk, Conditional Validity of Inductive Conformal Predictors, ACML 2012; arXiv:2107.07511,
+    section 3.2). With `n_new` it is the share of that many new images: beta-binomial, so wider. Where scores are equal,
+    fewer are rejected: `mean` and `high` still bound the share, `low` does not. Raises InvalidInput for a rate or
+    confidence outside (0, 1) or a negative number.
     """
     if n < 0 or (n_new is not None and n_new < 1):
         raise InvalidInput(f"n is {n} and n_new is {n_new}; give numbers of images, n_new at least 1")
@@ -125,7 +126,7 @@ def expected_rate(n: int, rate: float, n_new: int | None = None, confidence: flo
 
 
 def rejected_p_value(rejected: int, n_new: int, n: int, rate: float) -> float:
-    """Chance that a threshold of n held-out images, set at `rate`, rejects at least so many of n_new good ones.
+    """Probability that a threshold of n held-out images, set at `rate`, rejects at least `rejected` of n_new good ones.
 
     By the law of `expected_rate`, which knows how far the threshold itself may be off. 1 when n images do not support
     the rate, as there is no threshold then. Raises InvalidInput for more rejected images than there are.
@@ -149,7 +150,7 @@ def p_values(calibration_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def realised(scores: np.ndarray, labels: np.ndarray, threshold: Threshold) -> dict[str, float]:
-    """What the threshold did on labelled images: `false_reject_rate` of the good, `miss_rate` of the anomalous.
+    """The threshold's rates on labelled images: `false_reject_rate` of the good, `miss_rate` of the anomalous.
 
     Scores [n]; labels bool [n], True for anomalous. Each rate comes with its 95 % Clopper-Pearson interval,
     `..._low` and `..._high`. A rate without images is absent; all are when the threshold has no value.
@@ -201,7 +202,7 @@ class HeldOutPixels:
     maxima: np.ndarray = field(default_factory=lambda: np.zeros(N_KEYS, np.int64))
     """int64 [65536]: images by the key of their highest value."""
     ids: set[str] = field(default_factory=set)
-    """The images."""
+    """Ids of the images."""
 
     def add(self, image_id: str, map: np.ndarray) -> None:
         """Add the map, float of any shape, of one image. Raises InvalidInput for a map `pixel_p_values` refuses."""
@@ -267,7 +268,7 @@ def log10_p_map(map: np.ndarray, held_out: HeldOutPixels, per: Per = "pixel") ->
 
 
 def _map_keys(map: np.ndarray) -> np.ndarray:
-    """uint16 keys [pixels]."""
+    """uint16 keys [pixels] of a map's values, rounded to float16. Raises InvalidInput for values beyond it."""
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes inf and is refused below
         keys = keys_of(np.asarray(map).ravel().astype(np.float16))
     if len(keys) == 0 or keys.min() < LOWEST or keys.max() > HIGHEST:

@@ -29,7 +29,7 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(kw_only=True)
 class Detector(ABC):
-    """Learns what good looks like, and maps what is not."""
+    """A method of anomaly localization: learns from good images, and gives maps and scores of others."""
 
     traits: ClassVar[Traits] = Traits()
     quick: ClassVar[Mapping[str, Any]] = {}
@@ -39,12 +39,12 @@ class Detector(ABC):
     """Side of the square, in pixels, that images are resized to."""
 
     def params(self) -> dict[str, Any]:
-        """The hyperparameters, as JSON can hold them."""
+        """The hyperparameters by name, as JSON holds them: tuples are lists."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def conflict(self) -> str | None:
-        """Why parameters that are each within their declared bounds cannot go together; None where they can."""
+        """The reason why parameters that are each within their bounds cannot go together; None where they can."""
         return None
 
     def check(self) -> None:
@@ -56,7 +56,7 @@ class Detector(ABC):
             raise InvalidInput(f"{name}: {why}")
 
     def feature_spec(self) -> FeatureSpec | None:
-        """The features to read, or None for a method that works on images alone."""
+        """The features that the method reads; None for one that works on images alone."""
         return None
 
     def fit(self, images: Images | ImageSource, runtime: Runtime = Runtime()) -> Self:  # noqa: B008 (frozen)
@@ -116,11 +116,11 @@ class Detector(ABC):
         return {name: _plain(getattr(self, name)) for name in self.state_names()}
 
     def facts(self) -> dict[str, float]:
-        """Figures about what was learned that a reader of a record should know; none unless a method has some."""
+        """Figures about the learned state, by name, for the record of a fit; empty unless a method has some."""
         return {}
 
     def curve(self) -> list[tuple[int, float, float]]:
-        """How a training went: (step, training loss, held-out loss or NaN) at each look; empty where there was none."""
+        """The course of a training: (step, training loss, held-out loss or NaN) at each look; empty without one."""
         return []
 
     def turn_losses(self) -> dict[str, list[float]]:
@@ -136,15 +136,15 @@ class Detector(ABC):
         return self
 
     def tensors(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        """Maps (n, size, size) and scores (n,) of images and features that lie where the learned attributes do.
+        """Maps (n, size, size) and scores (n,) of a batch on the device of the learned attributes, without its ids.
 
-        What `predict` computes, before it is told which image is which; for methods with the trait `graph`, which take
-        the number of images from the tensors' shapes: a graph that is made of it leaves that number open.
+        For methods with the trait `graph`. They take the number of images from the tensors' shapes, so that a graph
+        that is exported leaves that number open.
         """
         raise NotImplementedError
 
     def no_graph(self) -> str | None:
-        """Why `tensors` is no graph with these parameters; None where it is one."""
+        """The reason why `tensors` is no graph with these parameters; None where it is one."""
         return None if self.traits.graph else "loops over images, takes gradients or asks another library"
 
     @abstractmethod
@@ -160,7 +160,7 @@ class Detector(ABC):
         """Map and score one batch."""
 
     def _learn_offsets(self, source: ImageSource) -> None:
-        """Keep how far the features lie beside what they answer to: `offsets_` (keys, 2), in pixels."""
+        """Learn `offsets_` (keys, 2), each layer's offset down and right in pixels (`parts/offsets.py`)."""
         import torch
 
         spec = self.feature_spec()
@@ -169,7 +169,8 @@ class Detector(ABC):
             self.offsets_ = torch.tensor(found, dtype=torch.float64)
 
     def _offset(self, shares: Mapping[int, float]) -> Offset:
-        """How far scores lie below and right of what they tell of, in pixels, when features have these shares."""
+        """The offset of scores to which features contribute by these shares, down and right in pixels: the mean of the
+        features' offsets, weighted by the shares."""
         spec = self.feature_spec()
         assert spec is not None  # only scores of features have one
         offsets, whole = dict(zip(spec.keys, self.offsets_.tolist(), strict=True)), sum(shares.values())

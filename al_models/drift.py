@@ -24,7 +24,8 @@ from al_models.metrics.ranks import holm
 
 ALPHA = 0.01
 FEWEST = 8
-"""Images on either side from which two distributions are compared: below, no difference could be found at ALPHA."""
+"""Images on either side from which on two distributions are compared; with fewer only a near-complete separation would
+be significant."""
 SCOPE_LIMIT = 6.0
 """Robust deviations above the median held-out image, in log distance, from which an image is out of scope."""
 REJECTED = "rejected"
@@ -36,7 +37,7 @@ class Change:
 
     statistic: str
     p_value: float
-    """Chance of such a difference, or a larger one, if nothing has changed."""
+    """Probability of such a difference, or a larger one, if nothing has changed."""
     adjusted: float
     """The same after Holm's correction for all statistics that were looked at."""
     changed: bool
@@ -57,7 +58,7 @@ def changes(
     rate: float = 0.05,
     alpha: float = ALPHA,
 ) -> list[Change]:
-    """Each statistic that both sides have, float [n] and [m], then `rejected` of the m when it is given.
+    """The change of each statistic that both sides have, float [n] and [m], and last of `rejected` when it is given.
 
     `rejected` images have a score above the threshold set at the false-reject `rate` on the held-out scores
     (`held_out["score"]`). Statistics with fewer than FEWEST images on either side are left out. Raises InvalidInput for
@@ -79,10 +80,10 @@ def changes(
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What the features of the images that a model was made from look like as a whole."""
+    """The distribution of the pooled features of a model's images, from which those of new images are told apart."""
 
     mean: np.ndarray
-    """float64 [d]: of the learned images' pooled features."""
+    """float64 [d]: mean of the learned images' pooled features."""
     whitening: np.ndarray
     """float64 [d, d]: distance is |(x - mean) whitening|."""
     centre: float = 0.0
@@ -110,7 +111,7 @@ class Scope:
         return Scope(scope.mean, scope.whitening, float(np.median(logs)), max(spread, 0.1))
 
     def distance(self, features: np.ndarray) -> np.ndarray:
-        """How unusual pooled features [n, d] are, float64 [n] above 0: Mahalanobis distance."""
+        """Mahalanobis distance of pooled features [n, d] from the learned images' mean, float64 [n] above 0."""
         whitened = (np.asarray(features, np.float64) - self.mean) @ self.whitening
         return np.maximum(np.sqrt((whitened**2).sum(1)), 1e-12)
 
@@ -119,7 +120,7 @@ class Scope:
         return (np.log(self.distance(features)) - self.centre) / self.spread
 
     def outside(self, features: np.ndarray, limit: float = SCOPE_LIMIT) -> np.ndarray:
-        """bool [n]: images that the model has nothing to say about: another product, another camera, darkness."""
+        """Images out of scope, bool [n]: another product, another camera, darkness, which the model cannot judge."""
         return self.deviations(features) > limit
 
 

@@ -65,7 +65,7 @@ class Graph(nn.Module):
             self(self.example()[:1])
 
     def example(self) -> Tensor:
-        """Two black images as it takes them."""
+        """Two black images uint8 (2, size, size, 3), an input to trace the graph with."""
         return torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +80,7 @@ class Graph(nn.Module):
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """ONNX's operator in place of `parts.images.resize`: uint8 (n, h, w, 3) -> (n, size, size, 3)."""
+    """Images resized by ONNX's operator instead of `parts.images.resize`: uint8 (n, h, w, 3) -> (n, size, size, 3)."""
     how = {"mode": "linear", "antialias": 1, "exclude_outside": 1, "axes": [1, 2]}
     sides, shape = torch.tensor([size, size]), (images.shape[0], size, size, 3)
     return torch.onnx.ops.symbolic("Resize", (images, None, None, sides), how, dtype=torch.uint8, shape=shape)

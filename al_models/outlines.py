@@ -15,7 +15,7 @@ from skimage.measure import approximate_polygon, find_contours
 from al_models.metrics.regions import EIGHT_CONNECTED
 
 _TOLERANCE_PX = 0.5
-"""How far a polygon may run from the region's edge."""
+"""Largest distance of a polygon from the region's edge, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Region:
     polygon: list[tuple[float, float]]
     """Corners (x, y) of its outer edge, at least three, not closed; holes are not cut out."""
     area: int
-    """Pixels, holes left out."""
+    """Number of its pixels, without holes."""
     share: float
-    """The same as a share of the image."""
+    """`area` as a share of the image."""
     score: float
-    """Its highest value."""
+    """The highest value of the map in it."""
 
 
 def regions_above(values: np.ndarray, threshold: float) -> list[Region]:

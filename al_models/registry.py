@@ -18,7 +18,7 @@ class Method:
     target: str
     """`module:Class` below `al_models`."""
     family: str
-    """The survey's taxonomy (Fig. 3)."""
+    """Family of the method in the survey's taxonomy (Fig. 3 of Tao et al. 2022, arXiv:2207.10298)."""
     paper: str
     """Authors, year and where to read it."""
 

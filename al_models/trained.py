@@ -1,8 +1,8 @@
-"""What the detectors share that learn a network by gradient descent: the training, and the network's way to disk.
+"""The base of all detectors that learn a network by gradient descent: the training, and saving the network.
 
-A method gives its network, the loss of a batch, and the maps of a batch; it may set up learned arrays first (means,
-principal components), which its network is built from. Where several parts of the network take turns, as an adversary
-and a generator do, it gives the turns instead of the loss; where it learns in stages, the phases. The network is kept
+A method defines its network, the loss of a batch, and the maps of a batch. It may first set up learned arrays (means,
+principal components) from which its network is built. Where several parts of the network take turns, as an adversary
+and a generator do, it defines the turns instead of the loss; where it learns in stages, the phases. The network is kept
 as `network_`, the course of its losses as `curve_`.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _TURN = "_losses_"
-"""What the learned attribute of a turn's losses ends in."""
+"""End of the name of the learned attribute with a turn's losses."""
 
 Generators = Sequence[torch.Generator]
 """A random generator for each image of a batch."""
@@ -52,7 +52,7 @@ class TrainedDetector(Detector):
     """Fields of the paper's `TrainPlan` beside those below: optimiser, schedule, clip and the like."""
 
     epochs: PositiveInt = 100
-    """At most."""
+    """Epochs of training, at most."""
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
@@ -62,16 +62,15 @@ class TrainedDetector(Detector):
     max_minutes: PositiveFloat | None = None
     """Minutes of training after which to stop; None: no limit."""
     frame: Annotated[float, Ge(0), Lt(0.5)] = 0.0
-    """Share of the side, along the rim, in which maps are brought to the level of the inside (`parts/frame.py`); an
-    image's score is then its map's maximum. 0: the method's own maps and scores."""
+    """Width, as a share of the side, of the strip along the rim in which maps are brought to the level of the inside
+    (`parts/frame.py`); an image's score is then its map's maximum. 0: the method's own maps and scores."""
 
     @abstractmethod
     def _network(self) -> nn.Module:
-        """The network, untrained, at the sizes that were learned; random weights come from torch's own generator."""
+        """The untrained network, built from what `_set_up` learned; random weights come from torch's own generator."""
 
     def _loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """Scalar that training lowers, of what `_draw` gives for a step; for a method that gives neither turns nor
-        phases."""
+        """The scalar that training lowers, of a batch from `_draw`; for a method without turns or phases of its own."""
         raise NotImplementedError
 
     @abstractmethod
@@ -91,7 +90,7 @@ class TrainedDetector(Detector):
         return hold_out(n, seed) if self.patience is not None else (list(range(n)), [])
 
     def _turns(self, network: nn.Module) -> list[Turn]:
-        """Who learns in a step, in this order; by default the network, by its loss."""
+        """The modules that learn in a step, in this order, and their losses; by default the network with its loss."""
         return [Turn(network, partial(self._loss, network))]
 
     def _phases(
@@ -107,21 +106,21 @@ class TrainedDetector(Detector):
         """Learn what follows from the trained `network_`; `rows` are those held out, or all where none are."""
 
     def _draw(self, epochs: Epochs, runtime: Runtime) -> Draw:
-        """What a step learns from: a batch of images on the device, its features in float32."""
+        """The function that gives the batch of a step: by default images on the device, their features in float32."""
         return lambda step, generator: moved(epochs.batch(step), runtime.device)
 
     def _steps(self, batches: int) -> int:
-        """Steps an epoch that has so many batches of images."""
+        """Number of steps in an epoch of so many batches of images."""
         return batches
 
     def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
-        """Scalar by which held-out good images are judged."""
+        """The scalar by which held-out good images are judged; by default the loss."""
         return self._loss(network, batch)
 
     def _validation(
         self, network: nn.Module, source: ImageSource, held: Sequence[int], runtime: Runtime
     ) -> Callable[[], float] | None:
-        """The mean held-out loss of an image; None where nothing is held out."""
+        """A function that gives the mean held-out loss of an image; None where nothing is held out."""
         parts = [held[i : i + self.batch_size] for i in range(0, len(held), self.batch_size)]
 
         def validate() -> float:
@@ -162,7 +161,7 @@ class TrainedDetector(Detector):
         self.frame_ = moments.levels(self.frame).cpu()
 
     def _plan(self, per_epoch: int) -> TrainPlan:
-        """`per_epoch`: steps an epoch."""
+        """The plan of a training by the method's parameters; `per_epoch` is the number of steps in an epoch."""
         return TrainPlan(
             steps=per_epoch * self.epochs,
             learning_rate=self.learning_rate,
@@ -247,7 +246,7 @@ class FeatureTrainedDetector(TrainedDetector):
         self.scale_ = layer_scales(source, rows, self.layers, runtime.device)
 
     def _layer_maps(self, scores: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
-        """Scores (n, h, w) of each of these layers -> smoothed maps (n, size, size)."""
+        """The smoothed maps (n, size, size) of scores (n, h, w), one each for these layers."""
         return [
             to_maps(values, self.image_size, self.sigma, self._offset({layer: 1}))
             for values, layer in zip(scores, layers, strict=True)
@@ -259,7 +258,7 @@ class FeatureTrainedDetector(TrainedDetector):
 
 
 def generators_of(ids: Sequence[str]) -> Generators:
-    """A generator on the CPU for each image, seeded by its id alone: an image has one map, whoever asks for it."""
+    """A generator on the CPU for each image, seeded by its id alone, so that its map never depends on its batch."""
     return [torch.Generator().manual_seed(zlib.crc32(name.encode())) for name in ids]
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[str, int, int], None]
-"""Told (what, done, of) as long work goes on."""
+"""Function that is called with (what, done, of) as long work goes on."""
 
 SCALE_STEP = 100
-"""From the key of a layer's features at one scale to that at the next; no backbone has as many layers."""
+"""Step from the key of a layer's features at one scale to that at the next; no backbone has as many layers."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class FeatureSpec:
     image_size: int = 256
     """Side of the square, in pixels, that images are resized to."""
     weights: str | None = None
-    """None: the backbone's own pretrained weights; else the path of a .safetensors or .pth file."""
+    """Path of a .safetensors or .pth file with the weights; None: the backbone's own pretrained weights."""
     location: Literal["bottleneck", "expansion"] = "bottleneck"
-    """What is read of EfficientNets: the linear outputs of a stage's last block, or what its next block expands them to
-    (timm's `feature_location`)."""
+    """Place in an EfficientNet's stage that is read (timm's `feature_location`): the linear outputs of its last block,
+    or the next block's rectified expansion of them."""
     scales: tuple[float, ...] = (1.0,)
-    """Shares of `image_size` at which the image is shown to the backbone (bilinear, antialiased); the features of layer
-    l at the s-th of them have the key l + 100 s, so that of a single scale the keys are the layers."""
+    """Shares of `image_size` at which the image is shown to the backbone (bilinear, antialiased). Layer l at the s-th
+    of them, counted from 0, has the key l + 100 s, so that with a single scale the keys are the layers."""
 
     @property
     def keys(self) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """What a detector sees of some images. No label and no mask: a detector cannot peek."""
+    """Images as a detector sees them, with their features, but without labels or masks."""
 
     ids: tuple[str, ...]
     """Content hashes, one an image."""
@@ -86,7 +86,7 @@ class Prediction:
 
 
 class Checkpoints(Protocol):
-    """Where a long fit leaves its state, so that a killed one resumes."""
+    """A place where a long fit saves its state, so that a killed one resumes."""
 
     def load(self) -> dict[str, np.ndarray] | None:
         """The last state saved, or None."""
@@ -106,13 +106,13 @@ class Runtime:
     device: str = "cpu"
     """A torch device."""
     seed: int = 0
-    """Every random choice of a fit comes from this; what a prediction draws for an image comes from the image's id."""
+    """Seed of every random choice of a fit; random choices of a prediction are seeded by the image's id."""
     mixed_precision: bool = False
     """Train in bfloat16 where torch says it is safe."""
     progress: Progress = _silent
-    """Told how far a long fit has come."""
+    """Function that is told how far a long fit has come."""
     checkpoints: Checkpoints | None = None
-    """Kept by the training loop; None trains without."""
+    """Where the training loop saves its state; None: nowhere."""
 
 
 class ImageSource(ABC):
@@ -121,8 +121,8 @@ class ImageSource(ABC):
     ids: tuple[str, ...]
     batch_size: int = 16
     offsets: Mapping[int, tuple[float, float]] = MappingProxyType({})
-    """Key of the features -> how far below and right of what they answer to cells lie, in pixels; none where missing
-    (`parts/offsets.py`)."""
+    """Key of the features -> offset of their cells, down and right in pixels (`parts/offsets.py`); (0, 0) where a key
+    is missing."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -143,7 +143,7 @@ class ImageSource(ABC):
 
 @dataclass(frozen=True)
 class Traits:
-    """What callers may rely on instead of a method's name."""
+    """Properties of a method by which callers decide, instead of by its name."""
 
     needs_images: bool = False
     """Reads `ImageBatch.images`."""

@@ -2,30 +2,36 @@
 2021, arXiv:2110.02407), and its extension for industrial quality inspection (2022, arXiv:2205.11611).
 
 The idea: the features of an image are decorrelated and whitened with the image's own principal components, so that a
-position's squared Mahalanobis distance says how rare it is; the distances of a block of positions are taken together;
-the probability p that good material looks as rare, times the number of tests made in the image, is the Number of False
-Alarms NFA. Over all layers and block sizes the smallest NFA counts; the map is -log10 NFA and the score its maximum.
+position's squared Mahalanobis distance says how rare it is within the image. The distances of a block of positions are
+averaged. The probability p that a block of normal material looks at least as rare, times the number of tests made in
+the image, is the Number of False Alarms (NFA). Over all layers and block sizes the smallest NFA counts: the map is
+-log10 NFA, and the score is its maximum.
 
-What the map promises: a good image holds on average at most e blocks with -log10 NFA >= -log10 e, whatever e. A pixel
-of the map is an average of blocks around it, so at most a share e of good images reaches that value anywhere; the
-evaluation counts what was seen. The promise is as good as p. The papers' law, `tail="chi2"`, is that whitened features
-are Gaussian and their distances chi-square. Deep features have heavier tails: where 1 position an image was promised, 6
-and 11 were seen at the finest layers of `grid`, 88 and 40 of MT Defect. With `tail="empirical"` p is the share of
-blocks of the good training images that are as rare, continued beyond their rarest 1 % by an exponential, which
-chi-square tails approach too (excesses over a high threshold: Balkema and de Haan 1974, Pickands 1975): for 1 promised,
-0.1 to 1.7 were seen in each layer and size on held-out good images of both. It supposes that new good images come from
-where the training images came from, and extrapolates where p is below one block of the training set.
+What the map promises: a good image holds on average at most e blocks with -log10 NFA >= -log10 e, for every e. A pixel
+of the map is an average of blocks around it, so at most a share e of good images reaches that value anywhere. The
+promise is as good as p; the evaluation counts how many false alarms there were.
 
-The papers learn from nothing but the image itself. A large or low-contrast anomaly explains itself then; a
-`training_share` above 0 mixes the good images' mean and covariance in (0.5 with the empirical tail: MT Defect, image
-AUROC 83 instead of 74; on `grid` 99.5 either way, but PRO 94 instead of 97). The defaults are the papers' setting.
+`tail="chi2"` is the papers' law for p: whitened features are taken as Gaussian, so squared distances follow a
+chi-square law. Deep features have heavier tails, and there are more false alarms than promised.
 
-Differs from the papers: the authors' code pads the image by reflection before the network; features are stored without,
-so border positions are cut and the nearest inner ones repeated. It keeps 35 of 256 channels of ResNet-50; the offline
-backbone has 24 to 112, and what varies least finds the most, so all are kept. It tests each component by itself, and
-the smallest NFA of them counts; here a position's components are added up first. It aggregates by regions; the blocks,
-their sizes, the pooling of their distances and the number of tests (one a block, over all layers and sizes) are our
-reading.
+`tail="empirical"` takes p as the share of blocks of the good training images that are at least as rare. Beyond their
+rarest 1 % an exponential continues it (excesses over a high threshold: Balkema and de Haan 1974, Pickands 1975); the
+tail of a chi-square law approaches one, too. It assumes that new good images resemble the training images, and
+extrapolates where p is smaller than one block of the training set.
+
+`training_share` above 0 mixes the good images' mean and covariance into those of the image. With the papers' 0 an image
+is whitened by its own statistics alone, which a large or low-contrast anomaly shapes so that it goes unseen.
+
+Differs from the papers:
+- The authors' code pads the image by reflection before the network. Features are stored without that padding, so border
+  positions are cut off and the nearest inner ones repeated.
+- It keeps 35 of the 256 channels of ResNet-50. The offline backbone has 24 to 112, and the components of least variance
+  detect the most, so all are kept.
+- It tests each principal component by itself and takes the smallest NFA. Here the squared components of a position are
+  summed before the test.
+- It aggregates positions by regions. The square blocks, their sizes, the averaging of their distances and the number of
+  tests (one a block, over all layers and sizes) are our reading.
+- `tail="empirical"` and `training_share` are additions; the defaults are the papers' setting.
 
 Shapes: n images, p = h * w positions, c channels, k components, r rows (layer by layer, size by size), b bins.
 """
@@ -136,12 +142,13 @@ class Contrario(Detector):
             self._fit_tails(source, runtime)
 
     def _fit_tails(self, source: ImageSource, runtime: Runtime) -> None:
-        """Histograms of the statistics of good blocks, in a second pass, and what continues them."""
+        """Learn the histograms of good blocks' statistics, in a second pass, and the exponential tails beyond them."""
         counts = torch.zeros(len(self.layers) * len(self.sizes), _BINS, dtype=torch.int64)
         for done, batch in enumerate(source, start=1):
             for row, statistics in enumerate(self._statistics(batch, runtime)):
                 counts[row] += torch.bincount(_bin(statistics).flatten(), minlength=_BINS).cpu()
             runtime.progress("fit contrario: tails", min(done * source.batch_size, len(source)), len(source))
+        # The share of good blocks at or above each bin, and the mean excess of the rarest, which fits an exponential.
         above = counts.flip(1).cumsum(1).flip(1) / counts.sum(1, keepdim=True)  # (r, b), share at or above each bin
         edges = _LOWEST * (_HIGHEST / _LOWEST) ** (torch.arange(_BINS + 1, dtype=torch.float64) / _BINS)
         start = (above >= self.tail_share).sum(1) - 1  # the last bin with enough blocks at or above it
@@ -158,6 +165,7 @@ class Contrario(Detector):
             setattr(self, name, getattr(self, name).to(runtime.device))
         statistics = self._statistics(batch, runtime)
         tests = sum(values[0].numel() for values in statistics)
+        # At each pixel the smallest NFA over layers and block sizes counts.
         rarest: Tensor | None = None
         for row, values in enumerate(statistics):
             log_nfa = self._rarity(row, values) - math.log10(tests)
@@ -190,12 +198,14 @@ class Contrario(Detector):
 
     def _squared_distances(self, x: Tensor, good_mean: Tensor, good_covariance: Tensor) -> Tensor:
         """Squared Mahalanobis distances (n, h, w) of float64 (n, c, h, w) over the components kept."""
+        # The image's own moments, mixed with those of the good images.
         good = self.training_share
         mean, covariance = image_moments(x)
         shift = mean - good_mean.to(x.device)
         covariance = (1 - good) * covariance + good * good_covariance.to(x.device)  # (n, c, c)
         covariance = covariance + good * (1 - good) * shift[:, :, None] * shift[:, None]  # of the two means
         centre = mean - good * shift  # (n, c)
+        # Whitened along the principal components that are kept.
         variances, axes = torch.linalg.eigh(covariance)  # rising
         variances, axes = (t[..., -(self.components or x.shape[1]) :] for t in (variances, axes))
         lowest = (variances[:, -1:] * _FLATTEST).clamp(min=1e-12)

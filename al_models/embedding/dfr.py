@@ -1,21 +1,25 @@
 """DFR: Deep Feature Reconstruction for Unsupervised Anomaly Segmentation (Yang, Shi and Qi 2020, arXiv:2012.07122).
 
-The idea: every region of 4 x 4 pixels is described by what all layers of a pretrained network say of it, brought to one
-grid and stacked. An auto-encoder of 1 x 1 convolutions, which sees one region at a time, learns to reproduce the
-regions of good images through a bottleneck as wide as good regions need: as many channels as principal components hold
-90 % of their variance. What it cannot reproduce is anomalous: the map is the squared residual, upsampled.
+The idea: every region of 4 x 4 pixels is described by the features of all layers of a pretrained network, resized to
+one grid and stacked. An auto-encoder of 1 x 1 convolutions, which sees one region at a time, learns to reconstruct the
+regions of good images. Its bottleneck has as many channels as the principal components that hold 90 % of the variance
+of good regions. What it cannot reconstruct is anomalous: the map is the squared residual, upsampled.
 
-The paper's: layers 1 to 12 of VGG-19 at 256 px, each resized to the image bilinearly and averaged over regions of
-4 x 4; channels c -> (c + 2d)/2 -> 2d -> d and back, batch norm and ReLU between (the authors' code, YoungGod/DFR); mean
-squared error, Adam at 1e-4, batches of 4, 700 epochs; no smoothing.
+Differs from the paper:
+- The ends of three stages of EfficientNet-Lite0 stand for layers 1 to 12 of VGG-19.
+- The paper resizes each layer to the image and averages it over regions. Here layers finer than the regions are
+  averaged over them and coarser ones upsampled to the finest grid, which gives the same up to the interpolation's blur,
+  without maps at image size.
+- Channels are standardised by the good images' mean and deviation. The authors' code leaves them as they are, so that
+  PCA and loss are dominated by the channels of largest variance.
+- The principal components are those of all training images, not of ten.
+- The residual is averaged over the channels, as in the authors' code; the paper's sum is c times as large.
+- The image score, which the paper leaves open, is the map's maximum.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the paper's form.
 
-Differs: three layers of EfficientNet-Lite0, the ends of its stages, stand for the twelve. Layers finer than the regions
-are averaged over them and coarser ones upsampled to the finest grid there is, up to the interpolation's blur the same,
-without maps at image size. Channels are standardised by the good images' mean and deviation; the authors' code leaves
-them as they are, and PCA and loss then hear the loud channels only. The principal components are those of all training
-images, not of ten. The residual is averaged over channels, as in the code; the paper's sum is c times as much. The
-image score, which the paper leaves open, is the map's maximum. Along the rim, maps are brought to the level that good
-images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the paper's form.
+Kept from the paper and the authors' code (YoungGod/DFR): images of 256 px; channels c -> (c + 2d)/2 -> 2d -> d and
+back, with batch norm and ReLU between; mean squared error; Adam at 1e-4, batches of 4, 700 epochs; no smoothing.
 
 Shapes: n images, p = h * w regions, c channels of all layers, d of the bottleneck.
 """
@@ -40,7 +44,10 @@ from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 
 def regions(features: Mapping[int, Tensor], layers: Sequence[int], side: int) -> Tensor:
-    """Layers (n, c_l, h_l, w_l) -> float32 (n, c, h, w), h = w = `side` or the finest layer's if that is coarser."""
+    """The layers stacked on one grid: (n, c_l, h_l, w_l) each -> float32 (n, c, h, w).
+
+    h = w = `side`, or the finest layer's if that is coarser.
+    """
     fitting = {
         layer: F.adaptive_avg_pool2d(features[layer].float(), side)
         if features[layer].shape[2] > side
@@ -123,6 +130,7 @@ class Dfr(FeatureTrainedDetector):
                 done += len(batch)
                 runtime.progress("fit Dfr: components", done, len(rows))
 
+        # Standardised channels have the correlation matrix for covariance; it decides the width of the bottleneck.
         mean, covariance = moments(maps())
         variances = covariance.diagonal()
         deviation = deviations_of(variances)
@@ -137,7 +145,7 @@ class Dfr(FeatureTrainedDetector):
         return regions(features, self.layers, max(1, self.image_size // self.region))
 
     def _residual(self, network: nn.Module, batch: ImageBatch) -> Tensor:
-        """Squared, mean over channels: float32 (n, h, w)."""
+        """Squared residuals of the standardised regions, mean over channels: float32 (n, h, w)."""
         x = self._regions(batch.features)
         mean, deviation = (value.to(x.device).view(1, -1, 1, 1) for value in (self.mean_, self.deviation_))
         x = (x - mean) / deviation

@@ -1,25 +1,28 @@
 """FAVAE: Anomaly localization by modeling perceptual features (Dehaene and Eline 2020, arXiv:2008.05369).
 
-The idea: a variational auto-encoder learns to reproduce good images, and on the way to the image its decoder also has
-to reproduce what a pretrained network says of them: each feature layer is regressed from the decoder's layer of its
-size. All of it comes from one short latent vector, which knows good images only. The map is the residual of the image
-and of all feature layers, upsampled and added up.
+The idea: a variational auto-encoder learns to reconstruct good images. Its decoder also has to predict the features
+that a pretrained network has for the image: each feature layer is regressed from the decoder's layer of the same size.
+All of it is decoded from one short latent vector, which represents good images only. The map is the squared residual of
+the image and of all feature layers, upsampled and summed.
 
-The paper's abstract says that much; its text could not be consulted, and the settings are those of the public
-re-implementation (xiahaifeng1995/FAVAE-anomaly-detection-localization): the auto-encoder of Bergmann et al. 2019
-(arXiv:1807.02011) with 128 to 512 channels, batch norm and leaky ReLU on images of 128 px, latent 100; VGG-16's layers
-conv2_2, conv3_3 and conv4_3 regressed by two 1 x 1 convolutions each from the decoder's layers of 64, 32 and 16 px;
-squared errors and the divergence from a standard normal, both summed, as the loss; Adam at 0.005, weight decay 1e-5,
-100 epochs of batches of 64, stopped early; sigma 4.
+The paper's abstract says that much; its text could not be consulted. The settings are those of a public
+re-implementation (xiahaifeng1995/FAVAE-anomaly-detection-localization).
 
-Ours: the VAE sees the image at twice the grid of the finest layer, which for the default backbone at 256 px is the same
-network on the same sizes. Feature channels are standardised by the good images' mean and deviation: those of the
-default backbone have deviations around 10, and beside them the image and the divergence would count for nothing. There,
-10,000 turned and flipped images are an epoch; here the images as they are, since features come from a store, so batches
-are smaller and the rate is 1e-3. The map is divided by the number of channels; the image score is its maximum. A step
-takes half a second an image on one core, a fifteenth of it with `width=32`. Along the rim, maps are brought to the
-level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the
-paper's form.
+Differs from the re-implementation:
+- The VAE sees the image at twice the size of the finest layer's grid. For the default backbone at 256 px that is the
+  same network on the same sizes.
+- Feature channels are standardised by the good images' mean and deviation. Those of the default backbone have
+  deviations around 10, beside which the image and the divergence would count for nothing.
+- An epoch is the training images as they are, since features come from a store; there it is 10,000 turned and flipped
+  images. Batches are therefore smaller (16 instead of 64), and the rate is 1e-3 instead of 0.005.
+- The map is divided by the number of channels. The image score is its maximum.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the method's own form.
+
+Kept from it: the auto-encoder of Bergmann et al. 2019 (arXiv:1807.02011) with 128 to 512 channels, batch norm and leaky
+ReLU, latent size 100; feature layers (there VGG-16's conv2_2, conv3_3 and conv4_3 at 128 px) regressed by two 1 x 1
+convolutions each; squared errors and the divergence from a standard normal, both summed, as the loss; Adam with weight
+decay 1e-5; 100 epochs; sigma 4.
 
 Shapes: n images, c channels, s side of the VAE's image, z numbers of the latent vector.
 """
@@ -128,7 +131,7 @@ class Favae(FeatureTrainedDetector):
     width: PositiveInt = 128
     """Channels of the first convolution."""
     latent: PositiveInt = 100
-    """Numbers that an image is squeezed into."""
+    """Size of an image's latent vector."""
     divergence: NonNegativeFloat = 1.0
     """Weight of the latent vectors' divergence from a standard normal."""
     epochs: int = 100

@@ -1,25 +1,30 @@
 """FYD: Zheng, Wang, Deng, Bao, Zhao, Wu 2022, "Focus Your Distribution: Coarse-to-Fine Non-Contrastive Learning for
 Anomaly Detection and Localization", ICME, arXiv:2110.04538.
 
-The idea: a Gaussian per position (PaDiM) is the narrower, the better positions of different images correspond. They are
-brought to correspond from coarse to fine. A spatial transformer moves each image by an affine map so that images agree
-pixel by pixel (ICA, with a loss of its own: the L2 distance of pixels over pairs of images). One more follows each
-stage of the network (FCA, without a loss of its own). Then features are learned that agree across images at each
-position, by non-contrastive learning as in SimSiam (arXiv:2011.10566): an encoder, a predictor, a stopped gradient and
-negative cosine similarity, so that no negative example is needed. Gaussians, distances, smoothing are PaDiM's.
+The idea: a Gaussian per position (PaDiM) is the narrower, the better the positions of different images correspond. They
+are brought into correspondence from coarse to fine. Image-level coarse alignment (ICA): a spatial transformer warps
+each image by an affine map, trained so that images agree pixel by pixel (L2 distance over pairs of images).
+Feature-level coarse alignment (FCA): one more transformer follows each stage of the network, without a loss of its own.
+Then features that agree across images at each position are learned as in SimSiam (arXiv:2011.10566): encoder,
+predictor, stopped gradient and negative cosine similarity, without negative examples. Gaussians, Mahalanobis distances
+and smoothing are PaDiM's.
 
-From descriptions of the paper: the two losses, what is supervised by which, the places of the transformers. Its text
-and code were not to be had. Transformers, heads of 1 x 1 convolutions, batches of 32 and 50 epochs are those of RegAD
-(arXiv:2207.07361), whose code builds on the same parts; optimiser, schedule and predictor are SimSiam's.
+The paper's text and code could not be consulted. Known from descriptions of it are the two losses, what each of them
+supervises and the places of the transformers. The transformers, heads of 1 x 1 convolutions, batches of 32 and 50
+epochs are those of RegAD (arXiv:2207.07361), whose code builds on the same parts; optimiser, schedule and predictor are
+SimSiam's.
 
-Ours: layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED). The backbone stays frozen
-and its stored features are what is warped and learned on. What the paper learns in the backbone, a residual block a
-layer learns here (`Adapter`), which changes nothing at first; Gaussians are of its output, of a random choice of
-`channels` as in PaDiM. Each layer has a loss of its own, at its own size. "Pairs" are all pairs of a batch for the
-features, neighbours in a ring for the pixels, which are compared small (64 pixels) and with mean and contrast of an
-image taken out, since else a look at an empty corner would agree best. For the same reason each affine map stays within
-`reach` of leaving the image as it is: parts that move or turn by more are not aligned. The map is warped back by the
-inverse of what the finest layer went through.
+Differs from the paper:
+- The backbone stays frozen, and its stored features are warped and learned on. In place of the backbone's own weights,
+  a residual block for each layer is trained (`Adapter`), which is the identity at first.
+- Gaussians are of a random choice of `channels` of the blocks' outputs, as in PaDiM.
+- Layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED).
+- Each layer has a loss of its own, at its own size.
+- Pairs are all pairs of a batch for features, and neighbours in a ring for pixels.
+- Pixels are compared at 64 x 64, with each image's mean and contrast normalised, since images would otherwise agree
+  best by all showing an empty corner. For the same reason each entry of an affine map stays within `reach` of the
+  identity's: parts that move or turn by more are not aligned.
+- The map is warped back by the inverse of the finest layer's affine map.
 
 Shapes: n images, p = h * w positions of the finest layer, c channels of a layer, k channels kept.
 """
@@ -49,9 +54,9 @@ SIDE = 64
 
 
 def warp(x: Tensor, theta: Tensor, beyond: str = "reflection") -> Tensor:
-    """(n, c, h, w) looked up at the places that the affine maps (n, 2, 3) send each position to.
+    """Maps (n, c, h, w), sampled where the affine maps (n, 2, 3) send each of their positions.
 
-    `beyond`: what lies outside of the border, "reflection" or "border".
+    `beyond`: torch's padding mode for what lies outside of the border, "reflection" or "border".
     """
     with torch.autocast(x.device.type, enabled=False):  # half precision would move places by a position
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
@@ -59,7 +64,7 @@ def warp(x: Tensor, theta: Tensor, beyond: str = "reflection") -> Tensor:
 
 
 def chained(first: Tensor, second: Tensor) -> Tensor:
-    """The affine map of `warp` by the first and then by the second: (n, 2, 3) each."""
+    """The affine map (n, 2, 3) of two `warp`s, by the first map and then by the second, (n, 2, 3) each."""
     with torch.autocast(first.device.type, enabled=False):
         both = first[:, :, :2] @ second
     return torch.cat([both[:, :, :2], both[:, :, 2:] + first[:, :, 2:]], 2)
@@ -96,7 +101,7 @@ def disagreement(predicted: Tensor, encoded: Tensor) -> Tensor:
 
 
 class Localiser(nn.Module):
-    """Which affine map to look through: (n, c, h, w) -> (n, 2, 3), each entry within `reach` of the identity's."""
+    """The affine map to warp an input by: (n, c, h, w) -> (n, 2, 3), each entry within `reach` of the identity's."""
 
     def __init__(self, channels: int, reach: float) -> None:
         super().__init__()
@@ -147,7 +152,7 @@ class Stage(nn.Module):
 
 
 class Focus(nn.Module):
-    """Images and their features, brought to correspond: shapes (c, h, w) of the layers, in order."""
+    """Images and their features, brought into correspondence; built from the layers' shapes (c, h, w), in order."""
 
     def __init__(self, shapes: Sequence[tuple[int, int, int]], reach: float) -> None:
         super().__init__()
@@ -185,8 +190,8 @@ class Fyd(FeatureTrainedDetector):
     """SimSiam's, for batches of 32."""
     weight_decay: float = 1e-4
     reach: Annotated[float, Ge(0), Lt(0.5)] = 0.1
-    """How far each entry of an affine map may be from leaving the image as it is; as a shift, 0.1 is a twentieth of the
-    image's side."""
+    """Largest difference of an affine map's entries from the identity's; as a shift, 0.1 is a twentieth of the image's
+    side."""
     channels: PositiveInt = 100
     """Size of the random subset of channels: 100 for ResNet-18, 550 for Wide-ResNet-50-2 in PaDiM."""
     epsilon: PositiveFloat = 0.01
@@ -215,6 +220,7 @@ class Fyd(FeatureTrainedDetector):
         self.whitening_ = whitening(gaussians.count, gaussians.scatter, self.epsilon)
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
+        # Pixels train the first transformer; agreement of features trains the others, the adapters and the heads.
         images = self._small(batch)
         thetas, layers = network(images, unit_layers(batch.features, self.layers, self.scale_))
         loss = pixel_distance(standard(warp(images, thetas[0])))
@@ -237,7 +243,7 @@ class Fyd(FeatureTrainedDetector):
         return with_maximum(warp(maps[:, None], inverse(theta), "border")[:, 0])
 
     def _embed(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        """The kept channels of the stacked layers (p, n, k), and where the finest layer was looked up (n, 2, 3)."""
+        """The kept channels of the stacked layers (p, n, k), and the affine map (n, 2, 3) of the finest layer."""
         thetas, layers = network(self._small(batch), unit_layers(batch.features, self.layers, self.scale_))
         whole = stack_layers(dict(zip(self.layers, layers, strict=True)), self.layers, mode="nearest")
         kept = whole[:, self.kept_.to(whole.device)]

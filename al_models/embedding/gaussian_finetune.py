@@ -1,25 +1,30 @@
 """Gaussian fine-tuning: Rippel, Chavan, Lei, Merhof 2021, "Transfer Learning Gaussian Anomaly Detection by Fine-tuning
-Representations", arXiv:2108.04116; on top of Rippel, Mertens, Merhof 2021, "Modeling the Distribution of Normal Data
-in Pre-Trained Deep Features for Anomaly Detection", arXiv:2005.14140.
+Representations", arXiv:2108.04116; on top of Rippel, Mertens, Merhof 2021, "Modeling the Distribution of Normal Data in
+Pre-Trained Deep Features for Anomaly Detection", arXiv:2005.14140.
 
-The idea: pretrained features of good images are described by a Gaussian for each layer, its covariance by Ledoit-Wolf
-shrinkage; an anomaly is far from it in Mahalanobis distance, summed over layers. The whole network is then fine-tuned,
-very gently, to bring good images closer to these Gaussians, which stay as they are. What would bring everything closer,
-defects too, is forgetting: held-out good images are therefore also judged after augmentations that are common in
-training (vicinal risk minimisation), and the tuning stops when their distance falls faster than that of the good ones.
+The idea: the pretrained features of good images are described by a Gaussian for each layer, with Ledoit-Wolf shrinkage
+of the covariance. The anomaly score is the Mahalanobis distance, summed over the layers. The whole network is then
+fine-tuned with a very small learning rate so that good images lie closer to these Gaussians, which stay fixed. If
+everything comes closer, defects too, the network is forgetting. Held-out good images are therefore also judged after
+augmentations that are common in training (vicinal risk minimisation), and tuning stops when the distance of the
+augmented images falls faster than that of the good ones.
 
-From the papers: EfficientNet-B4 and its levels, the sum over them, Ledoit-Wolf, the objective, the fixed Gaussians, and
-that the stopping looks at augmented images. Only the first one's code is public; it judges whole images, by features
-averaged over positions.
+Known from the papers: EfficientNet-B4 and its levels, the sum over them, Ledoit-Wolf, the objective, the fixed
+Gaussians, and that early stopping looks at augmented images. Only the first paper's code is public, which judges whole
+images by features averaged over positions; the second paper's text could not be consulted. The rest is our reading.
 
-Ours, where it differs or where the second paper's text was not to be had: the offline backbone and three layers. A
-Gaussian for each position of each layer, as in PaDiM, so images must be aligned: one for all positions of a layer did
-far worse on `grid` (before tuning, image AUROC 48 instead of 99, PRO 78 instead of 93). `epsilon` is added to the
-diagonal, of layers at the scale of the papers' features, for positions without any spread. All weights up to the last
-layer are tuned, the batch norms folded, that is, with their pretrained statistics; nothing but the small learning rate
-and the stopping holds them. Stopping compares mean distances: of the held-out good images, over that of the same images
-with a square cut out (Cutout), filled from elsewhere (CutMix), or blended with their mirror image (Mixup). The image
-score is the maximum of the map.
+Differs from the papers:
+- The offline backbone and three of its layers stand for EfficientNet-B4 and its levels.
+- Each position of each layer has a Gaussian of its own, as in PaDiM, so images must be aligned. One Gaussian for all
+  positions of a layer did far worse.
+- `epsilon` is added to the diagonal, of layers at the scale of the papers' features (`parts/patches.py`, RECTIFIED),
+  for positions without any spread.
+- All weights up to the last layer are tuned. Batch norms are folded, that is, fixed at their pretrained statistics.
+  Nothing but the small learning rate and early stopping keeps the weights near their start.
+- Early stopping watches a ratio: the mean distance of held-out good images over that of the same images with a square
+  cut out (Cutout), with a square replaced by another place of the image (CutMix), or blended with their mirror image
+  (Mixup).
+- The image score is the maximum of the map.
 
 Shapes: n images, p = h * w positions of a layer, c channels.
 """
@@ -45,9 +50,9 @@ from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 
 def ledoit_wolf(scatter: Tensor, fourth: Tensor, count: int) -> Tensor:
-    """Scatters (p, c, c) of `count` vectors each, shrunk towards spheres by the share that loses least.
+    """Scatters (p, c, c) of `count` vectors each, shrunk towards multiples of the identity by the share of least error.
 
-    `scatter` is the sum of outer products about the mean, `fourth` (p,) that of the fourth powers of their lengths.
+    `scatter` is the sum of outer products about the mean, `fourth` (p,) that of the fourth powers of distances from it.
     Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", section 3.3.
     """
     identity = torch.eye(scatter.shape[1], dtype=scatter.dtype, device=scatter.device)
@@ -72,7 +77,7 @@ def vicinal(x: Tensor) -> list[Tensor]:
 
 
 class Tuned(nn.Module):
-    """A pretrained network to train on: (n, 3, h, w), as `standardised` gives it -> its layers, in order."""
+    """A pretrained network whose training goes on: (n, 3, h, w), as `standardised` gives it -> its layers, in order."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -97,7 +102,7 @@ class GaussianFinetune(FeatureTrainedDetector):
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch_size": 6, "layers": (1, 2)}
 
     epochs: int = 10
-    """At most."""
+    """Passes over the images, at most."""
     batch_size: int = 16
     learning_rate: float = 1e-6
     patience: int | None = 3
@@ -114,10 +119,11 @@ class GaussianFinetune(FeatureTrainedDetector):
             mean, scatter = torch.zeros(h * w, 1, c, **exact), torch.zeros(h * w, c, c, **exact)
             gaussians[layer] = PositionGaussians.of(0, mean, scatter)
             fourth[layer] = torch.zeros(h * w, **exact)
+        # Means and scatters in a first pass, fourth moments about these means in a second.
         for batch in source.batches(rows):
             for layer, x in self._stored(batch, runtime).items():
                 gaussians[layer].update(x)
-        for batch in source.batches(rows):  # once more, now that the means are known
+        for batch in source.batches(rows):
             for layer, x in self._stored(batch, runtime).items():
                 fourth[layer] += (x - gaussians[layer].mean).square().sum(2).square().sum(1)
         for layer, found in gaussians.items():
@@ -139,7 +145,7 @@ class GaussianFinetune(FeatureTrainedDetector):
         return self._mean_distance(network, standardised(batch.images, self.feature_spec()))
 
     def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
-        """The mean distance as a share of the distance of what augmentations make of the images."""
+        """The mean distance of the images over that of the images after an augmentation, mean over augmentations."""
         x = standardised(batch.images, self.feature_spec())
         good = self._mean_distance(network, x)
         return torch.stack([good / self._mean_distance(network, changed) for changed in vicinal(x)]).mean()

@@ -1,29 +1,34 @@
 """MKD: Multiresolution Knowledge Distillation for Anomaly Detection (Salehi, Sadjadi, Baselizadeh, Rohban, Rabiee, CVPR
 2021, arXiv:2011.11108).
 
-The idea: a small network, the cloner, learns on good images to give the features of a large pretrained one, the source,
-at several critical layers: their values, and the direction of each layer's whole feature vector. On an anomaly the two
-disagree. How much they do is the image's score; where, says the gradient of that loss with respect to the image.
+The idea: a small network, the cloner, is trained on good images to reproduce the features of a large pretrained one,
+the source, at several critical layers: their values, and the direction of each layer's whole feature vector. On an
+anomaly the two disagree. The size of the disagreement is the image's score; the gradient of that loss with respect to
+the image is the map.
 
-The paper's, with the authors' code (rohban-lab/Knowledge_Distillation_AD): images of 128 px, VGG-16, whose last four
-pooling layers are the critical ones, and a cloner whose blocks are 16 channels wide up to their last convolution, with
-batch norm but before a pooling layer; ADAM at 1e-3, batches of 64, 601 epochs for MVTec AD; the loss of a layer is the
-mean squared difference and 1 - the cosine, weighted so that both begin at the same scale (0.5 on the values for MVTec
-AD, 0.01 elsewhere). The first critical layer counts in training only. The image's score is the loss over the whole
-image, `score="mean"`. The paper compares three gradients: plain, SmoothGrad and guided; this is the plain one, its
-absolute values summed over the colours and smoothed (sigma 4), as in the code.
+Differs from the paper:
+- EfficientNet-Lite0, with its stages at strides 4 to 16, stands for VGG-16, whose last four pooling layers go on to
+  stride 32. `layers=(1, 2, 3, 4)` would, too, but the gradient of that stage is coarse and lowers pixel AUROC.
+- Features are signed, so a critical convolution of the cloner has no ReLU before it is compared. It comes after the
+  pooling layer instead of before it, since maxima of signed values would distort them.
+- Layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED), which the cloner's initial
+  weights produce.
+- The squared difference is divided by the layer's mean square on good images, and its weight is 1. It thus begins near
+  1, as 1 - cosine does. The authors weight the two so that both begin at the same scale (0.5 on the values for MVTec
+  AD, 0.01 elsewhere).
+- The authors' code stretches each gradient map to 0..1, between its minimum and its 99th percentile. Here maps keep
+  their scale, so that images can be compared; they are multiplied by the image's side, since half precision would round
+  values of 1e-5.
+- The authors' opening by a disc of 3 pixels is of thresholded maps and left out.
+- They show pixels in [0, 1] to both networks; here both get pixels normalised as the backbone's weights expect.
+- The image score is the maximum over positions of the last layer's disagreement, since the mean over a whole image
+  hides a small defect. `score="mean"` is the paper's.
 
-Ours: EfficientNet-Lite0, whose stages at strides 4 to 16 stand for the pooling layers; the paper's go on to 32, which
-`layers=(1, 2, 3, 4)` would be, but that stage's gradient is coarse (one network after 4 epochs of `grid`, pixel AUROC:
-84 judged with it, 92 without). Features are signed, so a critical convolution of the cloner has no ReLU before it is
-compared, and it comes after the pooling, which would take maxima of signed values. Layers are brought to the scale of
-the papers' features (`parts/patches.py`, RECTIFIED), which the cloner's weights begin at. The squared difference is
-divided by the mean square of the layer on good images: it begins near 1, as 1 - the cosine does. The authors' code
-stretches each gradient map to 0..1, between its minimum and its 99th percentile; here maps keep their scale, so that
-images compare (times the image's side, since half precision would round values of 1e-5). Their opening by a disc of 3
-pixels is of thresholded maps and left out. They show pixels in [0, 1] to both networks; here both get them as the
-backbone's weights were trained on. The mean over a whole image hides a small defect, so the image's score is the
-maximum over positions of the last layer's disagreement.
+Kept from the paper and the authors' code (rohban-lab/Knowledge_Distillation_AD): images of 128 px; a cloner whose
+blocks are 16 channels wide up to their last convolution, with batch norm in all but that one; Adam at 1e-3, batches of
+64, 601 epochs; mean squared difference plus 1 - cosine for each layer; the first critical layer counts in training
+only. Of the paper's three gradients (plain, SmoothGrad, guided) this is the plain one, its absolute values summed over
+the colours and smoothed (sigma 4).
 
 Shapes: n images, c channels of a layer, h x w positions of a layer.
 """
@@ -48,7 +53,8 @@ from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 
 def local_disagreement(mine: Tensor, theirs: Tensor, weight: Tensor) -> Tensor:
-    """1 - cosine and mean squared difference times `weight` of each position of a layer (n, c, h, w): (n, h, w)."""
+    """Disagreement at each position of a layer (n, c, h, w), 1 - cosine plus mean squared difference times `weight`:
+    (n, h, w)."""
     a, b = mine.float(), theirs.float()
     return 1 - F.cosine_similarity(a, b) + weight * (a - b).square().mean(1)
 
@@ -56,7 +62,7 @@ def local_disagreement(mine: Tensor, theirs: Tensor, weight: Tensor) -> Tensor:
 def disagreement(mine: Sequence[Tensor], theirs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Loss of each image: the layers' 1 - cosine and mean squared difference times the layer's weight, summed: (n,).
 
-    Of a layer that is 0 throughout the direction does not exist, and the cosine counts as 0.
+    A layer that is 0 throughout has no direction, and its cosine counts as 0.
     """
     total = torch.zeros(len(mine[0]), device=mine[0].device)
     for a, b, value_weight in zip(mine, theirs, weights, strict=True):
@@ -66,7 +72,7 @@ def disagreement(mine: Sequence[Tensor], theirs: Sequence[Tensor], weights: Tens
 
 
 class Cloner(nn.Module):
-    """A small VGG that gives the source's shapes at its critical layers: (n, 3, size, size) -> [(n, c, h, w), ...]."""
+    """A small VGG with the source's shapes at its critical layers: (n, 3, size, size) -> [(n, c, h, w), ...]."""
 
     def __init__(self, size: int, shapes: Sequence[tuple[int, int, int]], width: int) -> None:
         super().__init__()
@@ -124,9 +130,10 @@ class Mkd(FeatureTrainedDetector):
     width: PositiveInt = 16
     """Channels of the cloner between its critical convolutions."""
     value_weight: NonNegativeFloat = 1.0
-    """Weight of the squared difference, against 1 of the direction."""
+    """Weight of the squared difference, beside 1 for the direction."""
     score: Literal["maximum", "mean"] = "maximum"
-    """What scores an image: the last layer's worst position, or the paper's loss over the whole image."""
+    """Score of an image: the last layer's largest disagreement at a position, or the paper's mean, the loss over the
+    whole image."""
     sigma: NonNegativeFloat = SIGMA
 
     def _network(self) -> nn.Module:
@@ -151,7 +158,7 @@ class Mkd(FeatureTrainedDetector):
         return unit_layers(features, self._critical(), self.scale_)
 
     def _weights(self, device: torch.device) -> Tensor:
-        """Weights of the squared differences: (layers,)."""
+        """The weights of the layers' squared differences: (layers,)."""
         return self.value_weight / self.energy_.clamp(min=1e-6).to(device)
 
     def _loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:

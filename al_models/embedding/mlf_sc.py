@@ -1,20 +1,22 @@
 """MLF-SC: Incorporating Multi-Layer Features to Sparse Coding for Anomaly Detection (Imamura, Arizumi and Mori 2021,
 arXiv:2104.04289).
 
-The idea: the channels of several layers, brought to one grid, are treated as images; each is standardised and cut into
-patches, and a small dictionary a channel learns to express the good patches by few atoms. A patch of an anomaly is
-expressed badly: the map is its squared reconstruction error, large patches of several scales in one.
+The idea: the channels of several layers, resized to one grid, are treated as images: each is standardised and cut into
+overlapping patches. For each channel a small dictionary is learned with which good patches are expressed by few atoms
+(sparse coding). A patch of an anomaly is expressed badly: the map is its squared reconstruction error.
 
-The numbers are those of the authors' code (github.com/LeapMind/MLF-SC, its configuration for MVTec AD): a
-grid of 32 x 32 for 256 px, patches of 8 x 8 with stride 2, 5 atoms, 3 of them used (orthogonal matching pursuit), 2
-positions cut at each border, an image's score from the 5 worst patches of every channel.
+Differs from the paper:
+- The authors reach the common grid by feeding VGG-16 three sizes of the image. Here stored layers are averaged or
+  interpolated to it.
+- The authors show the error averaged over all channels. The map here is the mean over the 5 channels with the largest
+  error at the pixel (the survey's description), averaged where patches overlap.
+- Dictionaries are learned by scikit-learn with its least angle regression.
+- Orthogonal matching pursuit is done for all channels and patches at once; scikit-learn goes patch by patch.
 
-Differs: the authors reach the common grid by feeding VGG-16 three sizes of the image; here stored layers are averaged
-or interpolated to it. They show the error averaged over all channels; the map here is the mean over the 5 channels with
-the largest error at the pixel (the survey's description; PRO on `grid` 86 instead of 84), overlapping patches averaged.
-A dictionary learns from a sample of 150 patches, as in their code (50 steps of 3, then scikit-learn's default).
-Learning is scikit-learn's, with their least angle regression. Matching pursuit is done for all channels and patches at
-once; scikit-learn goes patch by patch.
+Kept from the authors' code (github.com/LeapMind/MLF-SC, its configuration for MVTec AD): a grid of 32 x 32 for 256 px;
+patches of 8 x 8 with stride 2; 5 atoms, of which 3 are used for a patch; 2 positions cut off at each border; a
+dictionary learned from 150 patches (there 50 steps of 3 patches); an image's score from the 5 worst patches of every
+channel.
 
 Shapes: n images, c channels, g = grid without border, m patches, d = patch * patch values, k atoms.
 """
@@ -43,11 +45,11 @@ _VALUES_AT_ONCE = 2**23  # 32 MiB of float32 patches coded at a time
 
 
 def omp_residual(signals: Tensor, dictionary: Tensor, nonzeros: int) -> Tensor:
-    """What orthogonal matching pursuit leaves: signals (c, m, d), atoms of unit or zero norm (c, k, d) -> (c, m, d).
+    """The residual of orthogonal matching pursuit: signals (c, m, d), atoms (c, k, d) of norm 1 or 0 -> (c, m, d).
 
     Each step takes the atom nearest to the residual in angle and projects it out (Pati et al. 1993), after making it
-    orthogonal to those taken before (Gram-Schmidt); an atom that is none the longer for it is not used. All of it
-    happens among the k coefficients, of which there are far fewer than values (Batch-OMP, Rubinstein et al. 2008).
+    orthogonal to those taken before (Gram-Schmidt); an atom of which next to nothing is left then is not used. All is
+    computed on the k coefficients, of which there are far fewer than values (Batch-OMP, Rubinstein et al. 2008).
     """
     gram = dictionary @ dictionary.mT  # (c, k, k)
     correlation = signals @ dictionary.mT  # (c, m, k), of the residual with the atoms
@@ -60,6 +62,7 @@ def omp_residual(signals: Tensor, dictionary: Tensor, nonzeros: int) -> Tensor:
         for before, before_image in taken:
             share = (before_image * atom).sum(2, keepdim=True)
             atom, image = atom - share * before, image - share * before_image
+        # Scaled to unit length, or dropped where it is a combination of the atoms taken before.
         length = (atom * image).sum(2, keepdim=True).clamp(min=0).sqrt()
         scale = torch.where(length > _DEPENDENT, 1 / length.clamp(min=_DEPENDENT), torch.zeros_like(length))
         atom, image = atom * scale, image * scale
@@ -119,7 +122,7 @@ class MlfSc(Detector):
             n_components=self.atoms,
             alpha=self.alpha,
             fit_algorithm="lars",  # coordinate descent, half the time, would draw from the global generator
-            max_iter=1,  # once over the sample: three times changed no figure on `grid`
+            max_iter=1,  # one pass over the sample
             batch_size=_MINIBATCH,
             random_state=seed,
         )
@@ -132,7 +135,7 @@ class MlfSc(Detector):
         quota, parts = -(-self.patches // len(source)), []
         for done, batch in enumerate(source, start=1):
             stacked = on_device(batch, runtime.device)
-            if done == 1:
+            if done == 1:  # the channels there are show with the first batch
                 available = sum(stacked[layer].shape[1] for layer in self.layers)
                 order = torch.randperm(available, generator=generator)
                 self.channels_ = order[: min(self.channels or available, available)].sort().values

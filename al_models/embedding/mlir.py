@@ -1,22 +1,26 @@
 """MLIR: Yan, Wang, Zhou, Chen 2021, "Unsupervised Anomaly Segmentation via Multilevel Image Reconstruction and Adaptive
 Attention-Level Transition", IEEE Transactions on Instrumentation and Measurement 70.
 
-The idea: an image is made again from pretrained features of several levels, through a code too narrow for what good
-images never show; image and reconstruction are compared in the same pretrained network, level by level. Each level has
-an attention, which weighs its features in the reconstruction and, at once, its differences in the comparison, so that
-both use the same levels; it moves from level to level while training, as fits the material.
+The idea: an image is reconstructed from pretrained features of several levels, through a code too narrow for anything
+that good images never show. Image and reconstruction are compared in the features of the same pretrained network, level
+by level. An attention over the levels weights both the features that go into the reconstruction and the differences in
+the comparison, so that both rely on the same levels. It is adapted during training and moves from level to level, as
+suits the material.
 
-Only the survey's description was at hand (Tao et al. 2022, "Deep Learning for Unsupervised Anomaly Localization in
-Industrial Images: A Survey"). Certain are the reconstruction of the image, the comparison in deep features (of VGG-19),
-and that one adaptive attention weighs the levels of both. The rest is our reading:
-- all levels are averaged to the grid of the coarsest, since a finer code would carry defects along;
-- a level's attention is the inverse of its usual difference on good images (a running mean), over the sum of all
-  inverses. It begins equal and goes to the levels that good images can be made again at, where a difference means most;
-  no level can be neglected, as learned weights would neglect the hard ones;
-- channels are standardised on the good images, and a level's difference is the mean square over its channels;
-- the decoder, the loss (the weighted differences and the mean squared error of the pixels) and the training. Along the
-  rim, maps are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide
-  the score; `frame=0` is the paper's form.
+The paper's text could not be consulted; this follows the survey's description (Tao et al. 2022, "Deep Learning for
+Unsupervised Anomaly Localization in Industrial Images: A Survey"). Known from it are the reconstruction of the image,
+the comparison in deep features (of VGG-19), and that one adaptive attention weights the levels of both.
+
+Differs from the paper, or is our reading where the description is silent:
+- The backbone is the offline one instead of VGG-19.
+- All levels are averaged to the grid of the coarsest before they are encoded, since a finer code would pass defects on.
+- A level's attention is the inverse of its usual difference on good images (a running mean), divided by the sum of
+  these inverses. It begins equal and moves to the levels that good images can be reconstructed at, where a difference
+  means most. Learned weights would instead neglect the difficult levels; here none can be neglected.
+- Channels are standardised on the good images, and a level's difference is the mean square over its channels.
+- The decoder, the training, and the loss (the weighted differences plus the mean squared error of the pixels) are ours.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the method's own form.
 
 Shapes: n images, l levels, c channels of a level, d of the code; features (n, c, h, w), differences (n, h, w).
 """
@@ -53,7 +57,7 @@ class Standardised(nn.Module):
 
     @torch.no_grad()
     def learn(self, x: Tensor) -> None:
-        """Take in the features of good images."""
+        """Update the running mean and variance by the features (n, c, h, w) of good images."""
         self.seen(x.float())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class Mlir(FeatureTrainedDetector):
     width: PositiveInt = 64
     """Channels of the decoder."""
     pixel_weight: NonNegativeFloat = 1.0
-    """Weight of the pixels' mean squared error, beside the deep differences."""
+    """Weight of the pixels' mean squared error, beside 1 for the deep differences."""
     epochs: int = 40
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -132,7 +136,7 @@ class Mlir(FeatureTrainedDetector):
         return Reconstruction(self._shapes(), self.image_size, self.latent, self.width)
 
     def _differences(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, list[Tensor]]:
-        """The reconstruction (n, 3, size, size), and how far it is from the image at each level (n, h, w)."""
+        """The reconstruction (n, 3, size, size), and its differences from the image at each level (n, h, w)."""
         good = [level(batch.features[layer]) for level, layer in zip(network.levels, self.layers, strict=True)]
         made = network(good)
         again = cached_backbone(self.feature_spec(), str(made.device)).features(made)

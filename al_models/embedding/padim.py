@@ -1,14 +1,17 @@
 """PaDiM: a Patch Distribution Modeling Framework (Defard, Setkov, Loesch, Audigier 2020, arXiv:2011.08785).
 
-The idea: feature maps of three layers are stacked to one embedding per position; a random subset of its channels is
-kept; every position gets a Gaussian over the good images; the map is the Mahalanobis distance to it, upsampled and
-smoothed (sigma 4), and the image's score is the map's maximum. Images must be aligned, since positions are compared.
+The idea: feature maps of three layers are stacked to one embedding per position, and a random subset of its channels is
+kept. At every position a multivariate Gaussian is fitted to the embeddings of the good images. The map is the
+Mahalanobis distance to that Gaussian, upsampled and smoothed (sigma 4); the image's score is the map's maximum. Images
+must be aligned, since each position is compared with the same position of the good images.
 
-Differs from the paper: epsilon counts for features that vary as the paper's do (`parts/patches.py`, RECTIFIED). Added
-to the offline backbone's, of a variance of some 50, it would regularise nothing: with 188 good images of *bottle*
-held-out ones lay 1.4 times as far as those learned. The papers' centre crop of images is left out. The Gaussians are
-accumulated in one pass (`parts/gaussian.py`) instead of from stored embeddings, and the distance is taken by Cholesky
-factors instead of inverses.
+Differs from the paper:
+- epsilon is meant for features that vary as the paper's do and is scaled to the backbone (`parts/patches.py`,
+  RECTIFIED). Added as it is to the covariances of the offline backbone, whose variances are some 50, it would
+  regularise nothing.
+- The paper's centre crop of the images is left out, so that the whole image is judged.
+- The Gaussians are accumulated in one pass (`parts/gaussian.py`) instead of from stored embeddings.
+- The distance is computed with Cholesky factors instead of inverse matrices.
 
 Shapes: n images, p = h * w positions, c channels kept.
 """

@@ -1,13 +1,16 @@
 """PatchCore: Towards Total Recall in Industrial Anomaly Detection (Roth et al. 2022, arXiv:2106.08265).
 
-The idea: patch features of middle layers, each averaged with its neighbours, of all good images make a memory bank;
-a greedy coreset thins it; a patch is as anomalous as its distance to the nearest patch of the bank, and an image as
-its farthest patch, re-weighted when that patch's nearest neighbour is itself rare (eq. 7).
+The idea: the features of middle layers, each position averaged with its neighbours, are the patches of an image. The
+patches of all good images make a memory bank, which a greedy coreset reduces to a share of them. A patch is as
+anomalous as its distance to the nearest patch of the bank. An image's score is that of its most distant patch, weighted
+higher when the patch's nearest neighbour is itself rare in the bank (eq. 7).
 
-Differs from the paper: layers are stacked without pooling each to 1024 values, since the offline backbone has far
-fewer channels; and the coreset is exact (`parts/coreset.py`), so the random projection that the paper needs to make it
-affordable is off unless `projection` asks for it. Distances in eq. 7's softmax are at the scale of the paper's features
-(`parts/patches.py`, RECTIFIED). The papers' centre crop of images is left out.
+Differs from the paper:
+- Layers are stacked without pooling each to 1024 values, since the offline backbone has far fewer channels.
+- The greedy coreset is exact (`parts/coreset.py`). The random projection that the paper needs to make it affordable is
+  off unless `projection` asks for it.
+- The distances in eq. 7's softmax are brought to the scale of the paper's features (`parts/patches.py`, RECTIFIED).
+- The paper's centre crop of the images is left out, so that the whole image is judged.
 
 Shapes: n images, p = h * w patches an image, c channels, m patches in the bank.
 """
@@ -51,7 +54,7 @@ class Patchcore(Detector):
     coreset_ratio: Annotated[float, Gt(0), Le(1)] = 0.1
     """Share of the patches that the bank keeps (the paper reports 0.25, 0.1 and 0.01)."""
     projection: PositiveInt | None = None
-    """Dimensions of the random projection that the coreset is chosen in; the paper uses 128 of 1024."""
+    """Dimensions of the random projection that the coreset is chosen in (the paper: 128 of 1024); None: none."""
     neighbours: PositiveInt = 9
     """b of eq. 7: neighbours that weigh the image's score."""
     index: str | None = None
@@ -76,11 +79,13 @@ class Patchcore(Detector):
             progress=lambda done, of: runtime.progress("fit patchcore: coreset", done, of),
         )
         self.bank_ = patches[rows.to(patches.device)].float().to(runtime.device)  # (m, c)
+        # The scale of distances (eq. 7), and each layer's share of them, which says where the map lies.
         variances = _variances(patches)
         self.unit_ = unit_of(variances).float()
         counts = channel_counts(source.read([0]).features, self.layers)
         self.shares_ = torch.stack([part.sum() for part in variances.split(list(counts.values()))])  # (layers,)
         self._index = None
+        # How good the approximate index is, on patches that need not be in the bank.
         if self.index is not None:
             sample = torch.randperm(len(patches), generator=generator)[:_RECALL_QUERIES]
             self.recall_ = torch.tensor(self._approximate(self.index).recall(patches[sample.to(patches.device)]))
@@ -107,7 +112,7 @@ class Patchcore(Detector):
         return to_maps(distances.view(n, h, w), self.image_size, self.sigma, offset), scores
 
     def no_graph(self) -> str | None:
-        """An approximate index, which only faiss can search, is none; the exact search of the whole bank is one."""
+        """As Detector: the exact search of the bank is a graph, an approximate index, which faiss searches, is not."""
         return super().no_graph() if self.index is None else f"searches an index of faiss (index={self.index!r})"
 
     def _image_scores(self, patches: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ class Patchcore(Detector):
         return self._index
 
     def _projected(self, patches: Tensor, generator: torch.Generator) -> Tensor:
-        """Johnson-Lindenstrauss projection, if asked for."""
+        """Patches (m, c) after the random projection (Johnson and Lindenstrauss 1984), or as they are without one."""
         if self.projection is None or self.projection >= patches.shape[1]:
             return patches
         matrix = torch.randn(patches.shape[1], self.projection, generator=generator) / self.projection**0.5

@@ -1,7 +1,7 @@
-"""A Gaussian at each position of the image, over some embedding of the stacked layers: what PaDiM and its kin share.
+"""A Gaussian at each position of the image, over an embedding of the stacked layers: the base of PaDiM and SOE.
 
-Only the embedding differs between them. Means and scatters are kept, not only what follows from them, so that more
-good images can be added to a fitted model at any time, as if they had been there from the start.
+Only the embedding differs between the methods. Counts, means and scatters are kept, not only the whitening that follows
+from them, so that more good images can be added to a fitted model at any time, as if they had been among the first.
 
 Shapes: n images, p = h * w positions of the finest layer, c channels of the embedding.
 """
@@ -38,7 +38,7 @@ _whitening_in_turn = threading.Lock()
 
 @dataclass(kw_only=True)
 class PositionGaussianDetector(Detector):
-    """Maps the Mahalanobis distance of each position to its Gaussian; an image's score is the map's maximum."""
+    """The Mahalanobis distance of each position to its Gaussian as the map, whose maximum is the image's score."""
 
     traits: ClassVar[Traits] = Traits(aligned_images_only=True, incremental=True, graph=True)
 
@@ -57,7 +57,7 @@ class PositionGaussianDetector(Detector):
 
     @abstractmethod
     def _choose(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
-        """Make the random choices of the embedding, seeing the layers of a batch, and keep them as learned."""
+        """Learn what the embedding draws at random, such as the channels it keeps, for the layers of this batch."""
 
     @abstractmethod
     def _embed(self, features: Mapping[int, Tensor]) -> Tensor:

@@ -1,14 +1,17 @@
 """SOE: Semi-orthogonal Embedding for Efficient Unsupervised Anomaly Segmentation (Kim et al. 2021, arXiv:2105.14737).
 
-The idea: PaDiM's Gaussian per position over the channels of three layers, but the channels are mixed by one random
-semi-orthogonal matrix W (c x k, W^T W = I, uniform among such matrices) where PaDiM keeps a random choice of them. The
-precision C^-1 is thereby approximated at rank k by W (W^T C W)^-1 W^T: only k x k matrices are accumulated, inverted
-and kept. The map is the Mahalanobis distance, upsampled and smoothed (sigma 4); the image's score is its maximum.
+The idea: a Gaussian per position over the channels of three layers, as in PaDiM. Where PaDiM keeps a random subset of
+the channels, SOE mixes all of them by one random semi-orthogonal matrix W (c x k, W^T W = I, uniform among such
+matrices). The precision matrix C^-1 is thereby approximated at rank k by W (W^T C W)^-1 W^T, so that only k x k
+matrices are accumulated, inverted and kept. The map is the Mahalanobis distance, upsampled and smoothed (sigma 4); the
+image's score is its maximum.
 
-Differs from the paper: covariances are divided by n - 1, not by n, and epsilon counts for features that vary as the
-paper's do, both as in `padim`; the distance is taken by Cholesky factors instead of inverses. epsilon on the diagonal
-of W^T C W is the paper's epsilon on that of C, since W^T W = I. With as many dimensions as channels W is a rotation,
-and the distances are those of all channels.
+Differs from the paper:
+- Covariances are divided by n - 1 instead of n, as in `padim`.
+- epsilon is meant for features that vary as the paper's do and is scaled to the backbone, as in `padim`. Added to the
+  diagonal of W^T C W it equals the paper's epsilon on that of C, since W^T W = I.
+- The distance is computed with Cholesky factors instead of inverse matrices.
+- With as many dimensions as channels W is a rotation, and the distances are those of all channels.
 
 Shapes: n images, p = h * w positions, c channels of the layers together, k dimensions of the embedding.
 """
@@ -31,8 +34,8 @@ from al_models.types import Runtime
 def semi_orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """A matrix float32 (rows, columns) with orthonormal columns, uniform (Haar) among all such; columns <= rows.
 
-    Q of a Gaussian matrix is not uniform, since the signs of R's diagonal are the algorithm's whim; with these signs
-    made positive it is (Mezzadri 2007, arXiv:math-ph/0609050).
+    It is Q of a Gaussian matrix's QR decomposition, which is uniform only once the signs of R's diagonal, which depend
+    on the algorithm, are made positive (Mezzadri 2007, arXiv:math-ph/0609050).
     """
     gaussian = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
@@ -46,7 +49,8 @@ class Soe(PositionGaussianDetector):
     quick: ClassVar[Mapping[str, object]] = {"dimensions": 20}
 
     dimensions: PositiveInt = 100
-    """k, at most the channels there are: 100 of ResNet-18's 448, 300 of Wide-ResNet-50-2's 1792 in the paper."""
+    """Dimensions k of the embedding, at most as many as channels: in the paper 100 of ResNet-18's 448, 300 of
+    Wide-ResNet-50-2's 1792."""
 
     def _choose(self, features: Mapping[int, Tensor], runtime: Runtime) -> None:
         channels = sum(features[layer].shape[1] for layer in self.layers)

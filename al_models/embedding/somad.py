@@ -1,21 +1,25 @@
 """SOMAD: Anomaly Detection via Self-organizing Map (Li, Jiang, Ma, Wei, Hong, Gong 2021, arXiv:2107.09903).
 
-The idea: patch features of three layers, of all good images and positions, train one self-organising map: a sheet of
+The idea: the patch features of three layers, of all good images and positions, train one self-organising map: a grid of
 units in which neighbours are alike, a memory that keeps the topology of what is normal. Each unit gets the mean and
-covariance of the patches it matches best; a patch is as anomalous as the smallest Mahalanobis distance to the units
+covariance of the patches that match it best. A patch is as anomalous as the smallest Mahalanobis distance to the units
 nearest to it. The map is upsampled and smoothed (sigma 4); the image's score is its maximum.
 
-Training is the batch rule in two phases, rough and fine, with a Gaussian neighbourhood whose radius falls linearly;
-units start as the mean over images of the features at their place. Defaults, radii and start are those of the authors'
-published code (ddzxlining/SOMAD), which trains a 56 x 56 map at 224 px, one unit for each position; the paper's own
-text could not be consulted, so where it differs from that code this is our reading.
+The paper's text could not be consulted; this follows the authors' published code (ddzxlining/SOMAD).
 
-Differs from that code: units without patches are left out before the nearest are sought (there: among the nearest, and
-a patch with none left gets the largest distance of the whole test set); patches are matched with the final units
-(there: with those one epoch older); features are upsampled with align_corners=False. Epsilon counts for features that
-vary as the papers' do (`parts/patches.py`, RECTIFIED); as there, it is all that regularises a unit of fewer patches
-than channels, and such units decide the image score; `shrink=True` shrinks their covariances (`grid`, four epochs:
-image AUROC 98.9 with, 91.9 without).
+Differs from that code:
+- Units without patches are removed before the nearest units are searched. There they are among the nearest, and a patch
+  that has no other gets the largest distance of the whole test set.
+- Patches are assigned to the final units; there to the units as they were one epoch before.
+- Features are upsampled with align_corners=False.
+- epsilon is meant for features that vary as the papers' do and is scaled to the backbone (`parts/patches.py`,
+  RECTIFIED). As in that code, it is all that regularises a unit with fewer patches than channels, and such units decide
+  the image score.
+- `shrink=True`, an addition, shrinks the covariances of such units.
+
+Kept from it: training by the batch rule in two phases, rough and fine, with a Gaussian neighbourhood whose radius falls
+linearly within each; units that start as the mean over images of the features at their place; the radii and numbers of
+epochs; a map of 56 x 56 units (there one for each position at 224 px).
 
 Shapes: n images, m patches, c channels kept, u units, k nearest units.
 """
@@ -76,9 +80,9 @@ def _gaussian(side: int, radius: float) -> Tensor:
 
 
 def groups(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of equal label in groups of at most 32, so that one batched product serves units with many rows and few.
+    """Rows of equal label in groups of 32: int64 (m,) -> the label of each group (g,), and its rows (g, 32).
 
-    int64 (m,) -> the label of each group (g,), and its rows (g, 32), filled up with -1.
+    The last group of a label is filled up with -1. One batched product thus serves units with many rows and with few.
     """
     order = labels.argsort(stable=True)
     found, counts = labels[order].unique_consecutive(return_counts=True)
@@ -161,11 +165,11 @@ class Somad(Detector):
     epochs: tuple[NonNegativeInt, NonNegativeInt] = (20, 15)
     """Passes over the images in the rough and in the fine phase."""
     neighbours: PositiveInt = 5
-    """Nearest units that a patch is measured by."""
+    """Nearest units to whose Gaussians the distance of a patch is computed; the smallest counts."""
     epsilon: PositiveFloat = 0.01
     """Added to the diagonal of each covariance, of features at the papers' scale (`unit_of`)."""
     shrink: bool = False
-    """Shrink the covariances of units of few patches, which the authors' code does not."""
+    """Whether covariances are shrunk, the more so the fewer patches a unit has, which the authors' code does not."""
     sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
@@ -175,6 +179,7 @@ class Somad(Detector):
     def _fit(self, source: ImageSource, runtime: Runtime) -> None:
         self.kept_ = choose_channels(source.read([0]).features, self.layers, self.channels, runtime.seed)
         self.kept_ = self.kept_.to(runtime.device)
+        # The map is trained first; then its units get their Gaussians, in one more pass.
         schedule = radii(self.units, self.epochs)
         units, unit = self._starting_units(source, runtime)
         for epoch, radius in enumerate(schedule):
@@ -198,7 +203,7 @@ class Somad(Detector):
         return Prediction(batch.ids, maps.cpu().numpy(), maps.amax((1, 2)).cpu().numpy())
 
     def _distances(self, patches: Tensor) -> Tensor:
-        """Mahalanobis distance of patches (m, c) to the best of their k nearest units: (m,)."""
+        """The smallest Mahalanobis distance of each patch (m, c) to its k nearest units: (m,)."""
         k = min(self.neighbours, len(self.units_))
         _, near = nearest(patches, self.units_, k)  # (m, k)
         found = patches.new_empty(near.numel() + 1)  # the last is written by the -1 that fill up groups
@@ -212,7 +217,7 @@ class Somad(Detector):
         return as_vectors(stacked[:, self.kept_])
 
     def _starting_units(self, source: ImageSource, runtime: Runtime) -> tuple[Tensor, float]:
-        """The mean over images of each position's patch, resized to the sheet of units: (u, c); and `unit_of` all."""
+        """The mean over images of each position's patch, resized to the grid of units (u, c); the features' scale."""
         total: Tensor | None = None
         squares = torch.zeros(len(self.kept_), dtype=torch.float64, device=runtime.device)
         for batch in source:
@@ -227,7 +232,7 @@ class Somad(Detector):
         return as_vectors(start).float(), float(unit_of(variances))
 
     def _epoch(self, units: Tensor, radius: float, source: ImageSource, runtime: Runtime) -> Tensor:
-        """One step of the batch rule: each unit moves to the mean of the patches in its neighbourhood: (u, c)."""
+        """The units (u, c) after a step of the batch rule, each at the mean of the patches in its neighbourhood."""
         sums = torch.zeros_like(units, dtype=torch.float64)  # in double, so that the split into batches moves nothing
         counts = sums.new_zeros(len(units), 1)
         for batch in source:

@@ -1,11 +1,12 @@
 """SPADE: Sub-Image Anomaly Detection with Deep Pyramid Correspondences (Cohen and Hoshen 2020, arXiv:2005.02357).
 
-The idea: an image's K nearest good images are found by their globally pooled features, and their mean squared distance
-is the image's score; then every pixel of the stacked feature pyramid is compared with all pixels of those K images, and
-its distance to the nearest is the map.
+The idea: the K good images nearest to an image are retrieved by globally pooled features, and their mean squared
+distance is the image's score. Then every pixel of the image's feature pyramid (several layers, stacked) is compared
+with all pixels of those K images; its distance to the nearest is the map.
 
-Differs from the paper: scores and maps are roots of the paper's, which keeps every order; the paper resizes to 256 and
-crops to 224, we see the whole image.
+Differs from the paper:
+- Scores and maps are square roots of the paper's, which changes no order.
+- The paper resizes to 256 px and crops to 224; here the whole image is seen.
 
 Shapes: n images, p = h * w pixels of the finest layer, c channels, k neighbours.
 """
@@ -27,7 +28,7 @@ from al_models.parts.patches import as_vectors, layer_scales, on_device, stack_l
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction, Runtime, Traits
 
 _SAMPLED = 32
-"""Images that tell how large a share of a distance each layer has."""
+"""Images from which each layer's share of a distance is estimated."""
 
 
 @dataclass(kw_only=True)
@@ -39,12 +40,12 @@ class Spade(Detector):
 
     backbone: str = "tf_efficientnet_lite0"
     layers: Layers = (1, 2, 3)
-    """The pyramid."""
+    """Layers of the pyramid, whose pixels are compared."""
     pooled_layer: NonNegativeInt = 4
-    """Averaged over the image to find its neighbours."""
+    """Layer whose average over the image retrieves its neighbours and scores it."""
     weights: str | None = None
     neighbours: PositiveInt = 50
-    """K, good images that an image is compared with."""
+    """K, the number of good images that an image is compared with."""
     sigma: NonNegativeFloat = SIGMA
 
     def feature_spec(self) -> FeatureSpec:
@@ -80,7 +81,7 @@ class Spade(Detector):
         return Prediction(batch.ids, maps.cpu().numpy(), distances.square().mean(1).sqrt().numpy())
 
     def _pixel_distances(self, pixels: Tensor, chosen: Tensor, runtime: Runtime) -> Tensor:
-        """(c, h, w) -> distance of each pixel to the nearest pixel of the chosen good images, (h, w)."""
+        """Distances (h, w) of an image's pixels (c, h, w) to the nearest pixels of the chosen good images."""
         gallery = {layer: getattr(self, f"layer{layer}_")[chosen].to(runtime.device) for layer in self.layers}
         bank = as_vectors(stack_layers(gallery, self.layers, mode="bilinear"))  # (k * p, c)
         return nearest(as_vectors(pixels[None]), bank)[0].view(pixels.shape[1:])

@@ -1,28 +1,31 @@
 """Uninformed Students: Student-Teacher Anomaly Detection with Discriminative Latent Embeddings (Bergmann, Fauser,
 Sattlegger, Steger, CVPR 2020, arXiv:1911.02357).
 
-The idea: a teacher describes the patch of 17, 33 or 65 pixels around every position; it is distilled out of a network
-trained on ImageNet, with descriptors kept uncorrelated. Several students of the same architecture learn, on good images
-alone, to give the teacher's descriptors. Where they have seen nothing of the kind, their mean is far from the teacher
-and they differ among themselves: the map adds both, each in standard deviations of good images, over all patch sizes.
+The idea: a teacher network describes the patch of 17, 33 or 65 pixels around every position. It is distilled from a
+network trained on ImageNet, with descriptors kept uncorrelated. Several students of the same architecture learn, on
+good images alone, to predict the teacher's descriptors. On what they have never seen, their mean is far from the
+teacher (error) and they differ among themselves (variance). The map is the sum of both, each standardised by its
+moments on good images, averaged over the patch sizes.
 
-The paper's: three patch sizes, three students, descriptors of 128 numbers, networks 128 and 256 channels wide; the
-teacher learns on ImageNet (50,000 steps of 64 patches, ADAM at 2e-4) to be decoded to ResNet-18's features of the
-patch, weights 1 of distillation and compactness and 0 of the metric loss; the students see whole images, one a step
-(ADAM at 1e-4, weight decay 1e-5, 100 epochs). Networks are dense as in Bailer et al. 2017 (BMVC): each pixel gets its
-patch's descriptor. Error and variance are standardised by good images that were held out.
+Differs from the paper:
+- ImageNet is not available to train a teacher, so students learn to predict the backbone's features at the patch's
+  centre, each channel standardised. The features are those of the first layer alone: a patch of 33 pixels does not show
+  what deeper layers see, and no student could predict them, on good images either.
+- `teacher="distilled"` distils a teacher from those features on the training images. It has seen nothing but good
+  images, as its students have, and they follow it on anomalies, too, so that less is detected.
+- Compactness is the mean squared correlation of two components; the paper adds up signed ones.
+- Dense descriptors are computed by dilation, which gives the same numbers as the paper's rearrangement (Bailer et al.
+  2017, BMVC).
+- For a CPU, networks have a quarter of the paper's width, descriptors stand at every fourth pixel, and a step sees a
+  random square of 64 pixels of an image: `width=128, stride=1, crop=None` are the paper's.
+- At most 32 good images give the moments of error and variance.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the paper's form.
 
-Ours: ImageNet is not at hand to teach a teacher, so students learn the backbone's features at the patch's centre, each
-channel standardised, of the first layer alone: a patch of 33 pixels says nothing of what deeper layers see, and no
-student could follow them, on good images either. With `teacher="distilled"` a teacher is distilled out of them on the
-training images. It knows nothing but good images, as its students do, and they follow it on anomalies, too: on `grid`,
-with patches of 33 pixels and two students, pixel AUROC was 63 instead of 81 after some 340 steps. Compactness is
-the mean squared correlation of two components (the paper adds up signed ones). Density comes by dilation, which gives
-the same numbers as the paper's rearrangement. For a CPU, defaults are a quarter of the paper's width, descriptors at
-every fourth pixel, and of each image a random square of 64 pixels a step, which takes one core 0.6 s: `width=128,
-stride=1, crop=None` are the paper's. 32 good images at most give the moments of error and variance. Along the rim, maps
-are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would decide the score;
-`frame=0` is the paper's form.
+Kept from the paper: three patch sizes, three students, descriptors of 128 numbers for distilled teachers; for these
+Adam at 2e-4, weights 1 of distillation and compactness and 0 of the metric loss (the paper's teacher takes 50,000 steps
+of 64 patches to be decoded to ResNet-18's features); for students one image a step, Adam at 1e-4, weight decay 1e-5,
+100 epochs; error and variance standardised by good images that were held out.
 
 Shapes: n images, d numbers a descriptor, s patch sizes, m students, h x w positions, every `stride` pixels.
 """
@@ -63,8 +66,8 @@ JUDGED = 32
 class PatchNetwork(nn.Sequential):
     """Describes the patch at every `stride`-th pixel, whole patches only: (n, 3, h, w) -> (n, d, h', w').
 
-    Pooling halves the grid as long as the stride allows; from there on it takes each pixel's maximum, and what follows
-    is dilated, so that every position has what the network would say of its patch alone.
+    A pooling layer halves the grid as long as the stride allows. After that it keeps the grid, and the convolutions
+    behind it are dilated instead, so that every position gets the descriptor of its own patch alone.
     """
 
     def __init__(self, patch: int, width: int, dimension: int, stride: int) -> None:
@@ -96,7 +99,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 class Describers(nn.Module):
-    """A patch network of each size; every component of their descriptors is shifted and scaled."""
+    """A patch network of each size, with every component of its descriptors standardised by `mean` and `std`."""
 
     def __init__(self, patches: Sequence[int], width: int, dimension: int, stride: int) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class Describers(nn.Module):
     def forward(self, x: Tensor, window: tuple[int, int, int]) -> Tensor:
         """Descriptors of `cells` x `cells` positions from (row, column) on: (n, 3, size, size) -> (n, s, d, h, w).
 
-        The image goes on beyond its border as its mirror image, so that a border pixel has a whole patch, too.
+        Images are padded by reflection, so that a pixel at the border has a whole patch, too.
         """
         row, column, cells = window
         found = []
@@ -182,20 +185,20 @@ class UninformedStudents(FeatureTrainedDetector):
     receptive_fields: Annotated[tuple[Literal[17, 33, 65], ...], MinLen(1)] = (17, 33, 65)
     """Sides of the patches, in pixels."""
     teacher: Literal["distilled", "backbone"] = "backbone"
-    """Whose descriptors students learn to give: "backbone", whose features know more than good images show, or
-    "distilled"."""
+    """Whose descriptors students learn to predict: those of the "backbone", which has seen more than good images, or of
+    a teacher "distilled" from it on the good images."""
     students: PositiveInt = 3
     """Students of each patch size."""
     dimension: PositiveInt = 128
-    """Numbers a descriptor; those of `teacher="backbone"` are its channels."""
+    """Numbers of a distilled teacher's descriptor; with `teacher="backbone"` it has the backbone's channels."""
     width: PositiveInt = 32
     """Channels of the networks' first convolution; the paper's is 128."""
     stride: Literal[1, 2, 4, 8] = 4
     """Pixels from one descriptor to the next; the paper's is 1."""
     crop: PositiveInt | None = 64
-    """Side of the random square, in pixels, that a step describes of an image; None: the whole image (the paper's)."""
+    """Side, in pixels, of an image's random square that a step learns from; None: the whole image (the paper's)."""
     compactness: NonNegativeFloat = 1.0
-    """Weight of the descriptors' correlation, against 1 of the distillation."""
+    """Weight of the descriptors' correlation, beside 1 for the distillation."""
     teacher_epochs: PositiveInt = 100
     """Passes over the images in which distilled teachers learn."""
     teacher_learning_rate: PositiveFloat = 2e-4
@@ -204,9 +207,10 @@ class UninformedStudents(FeatureTrainedDetector):
     weight_decay: float = 1e-5
     batch_size: int = 1
     patience: int | None = 100
-    """As in the base, for the students; as many epochs as there are, so that nothing stops early."""
+    """Looks at held-out images, one an epoch, without improvement after which the students stop. By default as many as
+    there are epochs, so that nothing stops early."""
     max_minutes: float | None = None
-    """As in the base; the teachers take a third of it at most."""
+    """Minutes of training after which to stop, of which teachers take a third at most; None: no limit."""
     frame: float = FRAME
     sigma: NonNegativeFloat = 0.0
     """Gaussian smoothing of the map, in pixels; the paper's is 0."""
@@ -241,7 +245,7 @@ class UninformedStudents(FeatureTrainedDetector):
     def _teaching(
         self, teachers: nn.Module, source: ImageSource, rows: Sequence[int], runtime: Runtime
     ) -> Iterator[Phase]:
-        """The phase in which the teachers are distilled: a linear decoder of each foretells the backbone's features."""
+        """The phase in which teachers are distilled: a linear decoder of each predicts the backbone's features."""
         channels = len(self.feature_mean_)
         with seeded(runtime.seed, runtime.device):
             decoders = nn.ModuleList(nn.Conv2d(self.dimension, channels, 1) for _ in self.receptive_fields)
@@ -268,7 +272,7 @@ class UninformedStudents(FeatureTrainedDetector):
         teachers.requires_grad_(False)
 
     def _standardise(self, teachers: nn.Module, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
-        """Bring what the teachers say of good images to mean 0 and deviation 1, channel by channel."""
+        """Bring the teachers' descriptors of good images to mean 0 and deviation 1, component by component."""
         with torch.no_grad(), seeded(runtime.seed, runtime.device):
             # Each image has a square of its own, so that the size of the batches read does not matter.
             batches = (moved(batch, runtime.device) for batch in source.batches(rows))
@@ -312,7 +316,7 @@ class UninformedStudents(FeatureTrainedDetector):
         return with_maximum(maps.clamp(max=FLOAT16_MAX))
 
     def _measured(self, network: nn.Module, batch: ImageBatch) -> Tensor:
-        """Error and variance at all positions of an image, one image at a time: dense layers are large."""
+        """Error and variance (n, s, 2, h, w) at all positions, image by image, since dense layers are large."""
         window, found = (0, 0, positions(self.image_size, self.stride)), []
         for row in range(len(batch)):
             features = {layer: values[row : row + 1] for layer, values in batch.features.items()}
@@ -323,7 +327,7 @@ class UninformedStudents(FeatureTrainedDetector):
     def _described_by_all(
         self, network: nn.Module, batch: ImageBatch, window: tuple[int, int, int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """What the teacher says and what each student says: (n, s, d, h, w) each."""
+        """The teacher's descriptors and each student's, (n, s, d, h, w) each; a backbone's have s = 1."""
         if self.teacher == "distilled":
             theirs = self._described(network["teachers"], batch.images, window)
         else:

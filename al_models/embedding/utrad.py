@@ -1,27 +1,31 @@
 """UTRAD: Chen et al. 2022, "UTRAD: Anomaly Detection and Localization with U-Transformer", Neural Networks 147, 53-62.
 
-The idea: the stacked features of a pretrained network are the words of a sentence, one a position, which a transformer
-auto-encoder learns to repeat. It is a U: at each level attention stays inside square windows, each window's summary is
-a word of the next, coarser level, and a narrow skip connection carries the window's words to the decoder, whose learned
-queries ask both for what good material has there. A second head predicts how large the error of a position usually is.
-The map is the error divided by that prediction, averaged over windows of all levels' sizes.
+The idea: the stacked features of a pretrained network are a sequence of tokens, one a position, which a transformer
+auto-encoder learns to reconstruct. It has the shape of a U. At each level attention stays within square windows, and
+the summary of a window is one token of the next, coarser level. A narrow skip connection carries the window's tokens to
+the decoder, whose learned queries attend to them and to the summary. A second head predicts how large the
+reconstruction error of a position usually is. The map is the error divided by that prediction, averaged over windows of
+all levels' sizes.
 
-The authors' settings (their code is the source of all that the abstract leaves open): layers 1 to 3 of ResNet-18 on a
-grid of 64 x 64, windows of 4, 4 and 4 positions a side; 512 channels, 8 heads, feed-forward 2048, dropout 0.1, 4
-encoder and 4 decoder blocks a level; mean squared error of the features, plus that of the predicted length of the
-error; Adam, rate 1e-4, betas 0.5 and 0.999, batches of 2, 150 epochs.
+Differs from the authors' code, which is the source of all that the abstract leaves open:
+- The network is smaller, since a step of theirs takes some 10^12 operations: 128 channels, 2 encoder and 2 decoder
+  blocks a level, and at most 32 x 32 positions, to which finer layers are averaged. `dim=512, depth=4, tokens=64,
+  learning_rate=1e-4` are theirs; the rate is larger here, since Adam's goes with one over the width (Yang et al. 2022,
+  arXiv:2203.03466).
+- The sides of windows are divisors of the grid, so that grids such as a vision transformer's 14 or 16 positions work.
+- Channels are standardised on the good images. The offline backbone's deviate by 5 to 7, and at such a learning rate
+  the output would take thousands of steps to reach that size.
+- For the same reason the length of an error is the root of its mean square over the channels, not of the sum.
+- The head that predicts the error begins at 1, the length of an untrained network's error. Begun near 0 as theirs, the
+  divisor of the map is noise for thousands of steps.
+- Position codes are learned, as the authors' names for them say; their code leaves them as first drawn.
+- Training images are not turned by up to 10 degrees and cropped, as theirs are, since features are stored.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the authors' form.
 
-Ours: smaller by default, since a step of theirs is some 10^12 operations, a minute of a CPU core: 128 channels, 2 + 2
-blocks a level, and 32 x 32 positions, to which finer layers are averaged (`dim=512, depth=4, tokens=64,
-learning_rate=1e-4` is theirs: Adam's rate goes with one over the width, Yang et al. 2022, arXiv:2203.03466).
-Windows of any grid are found by division, so that a vision transformer's 14 or 16 positions a side work. Channels are
-standardised on the good images: the offline backbone's vary by 5 to 7, and at such a rate the output would take
-thousands of steps to grow to them. For the same reason the length of an error is the root of its mean square over the
-channels, not of the sum, and the head that predicts it begins at 1, an untrained network's error: begun near 0 as
-theirs, what maps are divided by is noise for thousands of steps. Position codes are learned, as the authors' names say;
-their code leaves them as first drawn. They turn the training images by up to 10 degrees and crop them, which stored
-features do not allow. Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`): on
-a texture, the rim would decide the score; `frame=0` is the paper's form.
+Kept from it: the first three stages of the backbone; windows of 4 positions a side where the grid allows; 8 heads, a
+feed-forward 4 times as wide as a token, dropout 0.1; mean squared error of the features plus that of the predicted
+length of the error; Adam with betas 0.5 and 0.999, batches of 2, 150 epochs.
 
 Shapes: n images, c channels of the stacked features, d of a token, g positions a side, w windows, s tokens a window.
 """
@@ -76,7 +80,7 @@ def out_of_windows(x: Tensor, grid: int) -> Tensor:
 
 
 class Level(nn.Module):
-    """One level of the U: words of windows to summaries on the way down, summaries to words on the way up."""
+    """One level of the U: the tokens of windows to summaries on the way down, summaries to tokens on the way up."""
 
     def __init__(self, side: int, dim: int, heads: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class Level(nn.Module):
     def down(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (n, g, g, d) -> summaries (n, g / side, g / side, d) and the skip's tokens (n * w, side^2, d)."""
         words = self.dropout(into_windows(x, self.side) + self.place)
-        words = F.pad(words, (0, 0, 1, 0))  # before the words a zero, which becomes the summary
+        words = F.pad(words, (0, 0, 1, 0))  # a token of zeros before the others, which becomes the summary
         for block in self.encoder:
             words = block(words)
         words = self.encoded(words)
@@ -103,7 +107,7 @@ class Level(nn.Module):
         return words[:, 0].reshape(x.shape[0], rest, rest, -1), self.skip(words[:, 1:])
 
     def up(self, summaries: Tensor, skipped: Tensor) -> Tensor:
-        """The way back: summaries (n, g / side, g / side, d) -> tokens (n, g, g, d)."""
+        """Summaries (n, g / side, g / side, d) and the skip's tokens (n * w, side^2, d) -> tokens (n, g, g, d)."""
         memory = torch.cat([summaries.flatten(0, 2)[:, None], skipped], dim=1)  # (n * w, 1 + side^2, d)
         words = self.query.expand(memory.shape[0], -1, -1)
         for block in self.decoder:
@@ -112,7 +116,7 @@ class Level(nn.Module):
 
 
 class UTransformer(nn.Module):
-    """Standardised features (n, g, g, c) -> what good ones would be (n, g, g, c), and the usual error (n, g, g)."""
+    """Standardised features (n, g, g, c) -> their reconstruction (n, g, g, c), and its usual error (n, g, g)."""
 
     def __init__(self, channels: int, grid: int, dim: int, heads: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -159,7 +163,7 @@ class Utrad(FeatureTrainedDetector):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Share of a block's activations that a training step leaves out."""
     tokens: Annotated[int, Ge(2)] = 32
-    """At most so many positions a side; finer layers are averaged to them."""
+    """Positions a side, at most; finer layers are averaged to them."""
     epochs: int = 150
     batch_size: int = 2
     learning_rate: float = 4e-4
@@ -197,7 +201,7 @@ class Utrad(FeatureTrainedDetector):
         return stack_layers(pooled, self.layers, mode="nearest").permute(0, 2, 3, 1)
 
     def _errors(self, network: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Differences (n, g, g, c), their lengths, and the lengths that the network expects, both (n, g, g).
+        """Differences (n, g, g, c), their lengths, and the lengths that the network predicts, both (n, g, g).
 
         A length is the root of the mean square over channels.
         """
@@ -214,6 +218,7 @@ class Utrad(FeatureTrainedDetector):
 
     def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[Tensor, Tensor]:
         _, lengths, usual = self._errors(network, batch)
+        # The relative error of each position and of the windows of each level's size, averaged.
         relative = lengths / usual.abs().clamp(min=_SMALLEST)  # (n, g, g)
         grid, side = relative.shape[1], 1
         total = relative

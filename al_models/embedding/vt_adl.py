@@ -1,26 +1,29 @@
 """VT-ADL: Mishra, Verk, Fornasier, Piciarelli, Foresti 2021, "VT-ADL: A Vision Transformer Network for Image Anomaly
 Detection and Localization", ISIE, arXiv:2104.10036.
 
-The idea: a vision transformer, trained from nothing, encodes the image's patches with all of their surroundings. Two
-things are learned from the codes at once: a decoder makes the image again from a summary of them (mean squared error
-and SSIM), and a mixture density network gives each code the parameters of a Gaussian mixture in which it should be
-likely. The map is the negative log-likelihood of the patches' codes, upsampled and smoothed (sigma 4).
+The idea: a vision transformer, trained from scratch, encodes the image's patches together with their surroundings. Two
+things are learned from the codes at once. A decoder reconstructs the image from a summary of them (mean squared error
+and SSIM), and a mixture density network predicts for each code the Gaussian mixture in which it should be likely. The
+map is the negative log-likelihood of the patches' codes, upsampled and smoothed (sigma 4).
 
-The paper's settings: images of 512 pixels in patches of 64, so 8 x 8 of them; 512 channels, 6 blocks, 8 heads,
-feed-forward 1024; Gaussian noise of 0.2 on the codes while training; 150 Gaussians (10 in the authors' code); loss
-5 MSE + 0.5 SSIM + NLL; Adam 1e-4, weight decay 1e-4, batches of 8, 400 epochs.
+Differs from the paper and the authors' code:
+- Images have 256 pixels and patches 32 (the paper: 512 and 64), which keeps 8 x 8 patches. Finer patches would give
+  finer maps, but the codes need more channels than there are patches, or the position codes alone fill them.
+- Codes have 128 channels and the feed-forward 256 (the paper: 512 and 1024).
+- A mixture has 10 Gaussians, as in the code, instead of the paper's 150, which make steps much slower.
+- The likelihood is that of the mixture, in nats a channel. The code averages the Gaussians' own likelihoods, which is a
+  bound, and sums over patches and channels; beside that sum the reconstruction counts for nothing, and nothing about
+  defects was learned.
+- Position codes begin small (deviation 0.02, theirs 1).
+- The authors' summary is a capsule layer; routed to a single capsule it is a linear map, which ours is.
+- The decoder has their number of layers and channels, at sizes that grow evenly to any image size.
+- The score is the map's maximum.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the paper's form.
 
-Ours: 8 x 8 patches of 32 in images of 256, and 128 channels with a feed-forward of 256. Finer patches give finer maps,
-but the codes need more channels than there are patches, or the places alone fill them. The code's 10 Gaussians: with
-the paper's 150 a step takes three times as long. A Gaussian has a variance for each channel, which is never below 1,
-and the likelihood teaches the encoder, too, both as in the authors' code. Two things differ from it:
-- the likelihood is the mixture's own, in nats a channel. The code averages the Gaussians' own, a bound, and sums over
-  patches and channels; the reconstruction drowns in it, and nothing of defects was learned here;
-- place codes begin small (0.02, theirs 1).
-The authors' summary is a capsule layer; routed to a single capsule it is a linear map, which ours is. The decoder has
-their number of layers and channels, at sizes that grow evenly to any image size. The score is the map's maximum. Along
-the rim, maps are brought to the level that good images have inside (`parts/frame.py`): on a texture, the rim would
-decide the score; `frame=0` is the paper's form.
+Kept from the paper: 6 blocks, 8 heads; Gaussian noise of 0.2 on the codes during training; loss 5 MSE + 0.5 SSIM + NLL;
+Adam at 1e-4, weight decay 1e-4, batches of 8, 400 epochs. Kept from the code: a Gaussian has a variance for each
+channel, which is never below 1, and the likelihood trains the encoder, too.
 
 Shapes: n images, t patches, d channels of a code, k Gaussians.
 """
@@ -44,7 +47,7 @@ from al_models.trained import Generators, TrainedDetector, with_maximum
 from al_models.types import ImageBatch, Traits
 
 _SEED = 8
-"""Side and channels of what the decoder begins with, as in the authors' code."""
+"""Side and channels of the map that the decoder begins with, as in the authors' code."""
 _WIDTHS = (16, 32, 32, 16, 8, 3)
 """Channels of the decoder's layers."""
 
@@ -102,7 +105,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes (n, t, d) -> an image (n, 3, size, size), by way of one summary vector."""
+    """Codes (n, t, d) -> reconstructions (n, 3, size, size), by way of one summary vector an image."""
 
     def __init__(self, codes: int, size: int) -> None:
         super().__init__()
@@ -118,9 +121,10 @@ class Decoder(nn.Module):
             before = width
 
     def forward(self, codes: Tensor) -> Tensor:
+        # The summary, squashed to a length below 1 as a capsule's is, is the first map; each layer enlarges it.
         summary = self.summarise(codes.flatten(1))
         length = summary.float().square().sum(1, keepdim=True)
-        x = (summary * length.sqrt() / (1 + length)).view(-1, _SEED, _SEED, _SEED)  # squash
+        x = (summary * length.sqrt() / (1 + length)).view(-1, _SEED, _SEED, _SEED)  # (n, 8, 8, 8)
         for size, layer in zip(self.sizes, self.layers, strict=True):
             x = layer(F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False))
         return x
@@ -142,7 +146,8 @@ class Density(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images (n, 3, h, w) in [0, 1] -> the NLL of their patches (n, t), and the images made again."""
+    """Images (n, 3, h, w) in [0, 1] -> the negative log-likelihood of their patches' codes (n, t), and their
+    reconstructions (n, 3, h, w)."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder, density: Density, noise: float) -> None:
         super().__init__()
@@ -163,7 +168,7 @@ class VisionTransformer(nn.Module):
 
 @dataclass(kw_only=True)
 class VtAdl(TrainedDetector):
-    """The likelihood of a patch's code in a mixture that is predicted from it."""
+    """The negative log-likelihood of each patch's code, in a Gaussian mixture that is predicted from the code."""
 
     traits: ClassVar[Traits] = Traits(needs_images=True, trains=True, graph=True)
     quick: ClassVar[Mapping[str, Any]] = {

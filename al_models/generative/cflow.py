@@ -1,23 +1,26 @@
 """CFLOW-AD: Real-Time Unsupervised Anomaly Detection with Localization via Conditional Normalizing Flows (Gudovskiy,
 Ishizaka and Kozuka 2022, WACV, arXiv:2107.12571).
 
-The idea: the features of each position of a frozen backbone's layers are mapped by a normalizing flow, one a layer, to
-a standard normal, so that good features get a high likelihood. Every coupling also sees the position's place in the
-image, as a vector of sines and cosines, so that one flow learns what is usual where. The likelihoods of the layers are
-brought to image size and added; the map is how far they stay below those of good images, the score its maximum.
+The idea: a normalizing flow for each layer of a frozen backbone maps the feature vector of a position to a standard
+normal, so that good features get a high likelihood. Every coupling is conditioned on the position's place in the image,
+given as a vector of sines and cosines, so that one flow learns what is usual where. A layer's score is how far a
+position's likelihood stays below the highest one of good images. The scores of all layers are upsampled and summed to
+the map, whose maximum is the image's score.
 
-The paper's, as its code has it: 8 coupling blocks a layer, each an affine half (log-scale clamped at 1.9), a learned
-scale of each channel and a random rotation; subnets of one hidden layer, twice as wide as their input; 128 numbers for
-the position; Adam at 2e-4, 2 meta-epochs of warm-up, then a cosine, over 25 meta-epochs of 8 epochs; 32 images a batch,
-learned in steps of 256 positions' vectors; layers of stride 8, 16 and 32; loss -log sigmoid of the log-likelihood a
-channel.
+Differs from the paper:
+- Layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED).
+- A step takes 8 positions of all 32 images instead of 256 vectors drawn from anywhere in them. The product of the
+  hidden layer with the position vector, most of its input, is then computed once a position instead of once a vector,
+  which takes a fourth of the work.
+- The likelihood that counts as fully good is the highest of the training images. The authors take that of the test
+  images, which a production line does not have.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the paper's form.
 
-Ours: layers are brought to the scale of the papers' features (`parts/patches.py`, RECTIFIED). A step takes 8 positions
-of all 32 images instead of 256 vectors drawn from anywhere in them. The hidden layer's product with the position
-vector, most of its input, is then made once a position and not once a vector: a fourth of the work. The likelihood that
-counts as fully good is the highest of the training images; the authors take that of the test images, which a line in
-production does not have. Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`):
-on a texture, the rim would decide the score; `frame=0` is the paper's form.
+Kept from the paper and the authors' code: layers of stride 8, 16 and 32; 8 coupling blocks a layer, each an affine half
+coupling (log-scale clamped at 1.9), a learned scale of each channel and a random rotation; subnets of one hidden layer,
+twice as wide as their input; 128 numbers for the position; the loss -log sigmoid of the log-likelihood a channel; Adam
+at 2e-4, batches of 32 images, 2 meta-epochs of warm-up, then a cosine, over 25 meta-epochs of 8 epochs.
 
 Shapes: n images, p = h * w positions, c channels, d numbers of the position vector.
 """
@@ -138,7 +141,7 @@ class Cflow(FeatureTrainedDetector):
     blocks: PositiveInt = 8
     """Coupling blocks a layer."""
     condition: Annotated[int, Ge(4), MultipleOf(4)] = 128
-    """Numbers that tell a position; a multiple of 4."""
+    """Numbers that encode a position; a multiple of 4."""
     clamp: PositiveFloat = 1.9
     """Largest log-scale of a coupling."""
     step_positions: PositiveInt = 8
@@ -158,14 +161,14 @@ class Cflow(FeatureTrainedDetector):
         return batches * sum(self._parts())
 
     def _parts(self) -> list[int]:
-        """Steps that a batch of images takes, a layer."""
+        """Steps that a batch of images takes in each layer."""
         return [-(-h * w // self.step_positions) for _, h, w in self._shapes()]
 
     def _plan(self, per_epoch: int) -> TrainPlan:
         return replace(super()._plan(per_epoch), warm_up=min(WARM_UP, self.epochs // 10) * per_epoch)
 
     def _draw(self, epochs: Epochs, runtime: Runtime) -> Draw:
-        """Batch by batch, layer by layer: its positions in random order, a few a step."""
+        """The vectors of a step: batch by batch and layer by layer, a few of its positions in random order."""
         layers = [(layer, part) for layer, parts in enumerate(self._parts()) for part in range(parts)]
         held: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -175,6 +178,7 @@ class Cflow(FeatureTrainedDetector):
             if (batch, layer) not in held:
                 held.clear()
                 x = _by_position(self._unit(moved(epochs.batch(batch), runtime.device))[layer])
+                # The order depends on batch and layer alone, so that a resumed training draws the same vectors.
                 order = torch.Generator().manual_seed(runtime.seed + 7919 * (batch * len(self.layers) + layer))
                 held[batch, layer] = x, torch.randperm(len(x), generator=order).to(x.device)
             x, shuffled = held[batch, layer]
@@ -208,7 +212,7 @@ class Cflow(FeatureTrainedDetector):
         return with_maximum(torch.stack(self._layer_maps(scores, self.layers)).sum(0))
 
     def _likelihoods(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:
-        """Log-likelihood a channel (p, n) of each layer."""
+        """Log-likelihoods (p, n) of each layer, divided by its channels."""
         found = []
         for x, decoder in zip(map(_by_position, self._unit(batch)), network, strict=True):  # type: ignore[arg-type]
             found.append(decoder(x, torch.arange(len(x), device=x.device)))

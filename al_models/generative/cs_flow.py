@@ -1,26 +1,29 @@
 """CS-Flow: Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection (Rudolph, Wehrbein, Rosenhahn and
 Wandt 2022, arXiv:2110.02855).
 
-The idea: the image is shown to a frozen network at full, half and quarter size; a normalizing flow turns the three maps
-of features into three maps of standard normal z, all at once. Its couplings are convolutions, so that z keeps the place
-of what it is made of, and each of the three maps hears of its neighbours' scales. What is unlikely has a large z: the
-map is the mean square of z at each position of the finest scale, the image's score half the mean square over all.
+The idea: a frozen network sees the image at full, half and quarter size. One normalizing flow maps the three feature
+maps jointly to three maps of standard normal z. The subnets of its couplings are convolutions, so that z keeps its
+place in the image, and each scale also receives the hidden channels of its neighbouring scales. Unlikely features have
+a large z: the map is the mean square of z at each position of the finest scale, and the image's score is half the mean
+square over all scales.
 
-The paper's, as in the authors' code (github.com/marco-rudolph/cs-flow): 4 blocks of a random permutation and a
+Differs from the paper:
+- Images have 256 px and features are the stage at stride 16 of EfficientNet-Lite0 (112 channels, 16 x 16 positions at
+  full size), instead of 768 px and EfficientNet-B5 (304 channels at stride 32, 24 x 24 positions).
+- Smaller copies of the image are antialiased; the authors take every second pixel.
+- Features are standardised on the good images, since their scale differs between backbones. Couplings begin as the
+  identity, so that training would otherwise first have to learn to divide by the features' deviation.
+- z is not cut off at a million.
+- Along the rim, the map is brought to the level that good images have inside (`parts/frame.py`), and the image's score
+  is the map's maximum. At 256 px z is much larger at the rim than inside, which would decide the paper's score;
+  `frame=0` is the paper's form.
+
+Kept from the paper and the authors' code (github.com/marco-rudolph/cs-flow): 4 blocks of a random permutation and a
 coupling, whose subnets have 1024 hidden channels and convolutions of 3 x 3, 5 x 5 in the last block; log-scales within
-±3; Adam at 2e-4 (eps 1e-4, weight decay 1e-5) with gradients cut to norm 1, 240 epochs of batches of 16. The map is the
-finest scale's alone, upsampled without smoothing.
+±3; Adam at 2e-4 (eps 1e-4, weight decay 1e-5) with gradients clipped to norm 1, 240 epochs of batches of 16; a map of
+the finest scale alone, upsampled without smoothing.
 
-Ours: images of 256 px and the stage at stride 16 of EfficientNet-Lite0 (112 channels, 16 x 16 positions at full size)
-instead of 768 px and EfficientNet-B5 (304 channels at stride 32, 24 x 24 positions); smaller copies of the image are
-antialiased, where the authors' take every second pixel. Features are standardised on the good images, since their scale
-differs from backbone to backbone: couplings begin as the identity, so that with Lite0's deviation of 5 a training would
-begin at a loss of 19 and first learn to divide. z is not cut off at a million. Along the rim, the map is brought to the
-level that good images have inside (`parts/frame.py`), and the image's score is its maximum: at 256 px z squared is 2.5
-times as large at the rim as inside, and half its mean over all scales, the paper's score, which `frame=0` gives, tells
-of little else.
-
-Shape letters: n images, c channels, h x w positions, s scales from the finest to the coarsest.
+Shapes: n images, c channels, h x w positions, s scales from the finest to the coarsest.
 """
 
 from __future__ import annotations
@@ -112,7 +115,7 @@ class CsFlow(FeatureTrainedDetector):
     quick: ClassVar[Mapping[str, Any]] = {"hidden": 16, "epochs": 8, "learning_rate": 2e-3}
 
     layers: Annotated[tuple[NonNegativeInt, ...], MinLen(1), MaxLen(1)] = (3,)
-    """One."""
+    """Layer whose features the flow models; exactly one."""
     scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0, 0.5, 0.25)
     """Shares of the image's size, each half of the one before."""
     blocks: PositiveInt = 4
@@ -135,6 +138,7 @@ class CsFlow(FeatureTrainedDetector):
 
     def _set_up(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         super()._set_up(source, rows, runtime)
+        # Mean and deviation of each channel at each scale.
         moments = torch.zeros(2, len(self.scales), self._shapes()[0][0], dtype=torch.float64)  # means of x and of x^2
         for part in source.batches(rows):
             for s, x in enumerate(self._maps(part)):

@@ -1,25 +1,29 @@
 """DifferNet: Same Same But DifferNet, Semi-Supervised Defect Detection with Normalizing Flows (Rudolph, Wandt and
 Rosenhahn 2021, arXiv:2008.12577).
 
-The idea: a frozen network's features of the whole image, averaged over positions at each of three image sizes, are one
-vector an image; a normalizing flow learns the density of good images' vectors, turned by random angles. At test time an
-image is judged at many angles: its score is the mean square of z. What makes it unlikely is found by the gradient of
--log p with respect to the pixels, turned back and smoothed; the map is its absolute value, averaged over the angles.
+The idea: the features of a frozen network, averaged over the positions of the whole image at each of three image sizes,
+make one vector an image. A normalizing flow learns the density of these vectors for good images turned by random
+angles. At test time an image is judged at many angles, and its score is the mean square of z. The map is the gradient
+of -log p with respect to the pixels: turned back, smoothed, in absolute value, and averaged over the angles.
 
-The paper's, as in the authors' code (github.com/marco-rudolph/differnet): AlexNet at 448, 224 and 112 px; 8 blocks of a
-random permutation and a coupling, whose subnets have three hidden layers of 2048 units; log-scales within ±3; Adam at
-2e-4 (betas 0.8 and 0.8, eps 1e-4, weight decay 1e-5), 192 epochs of batches of 24 images at 4 random angles each;
-64 angles in testing; gradients smoothed with a Gaussian of 3 pixels.
+Differs from the paper:
+- The image is seen at 256, 128 and 64 px by EfficientNet-Lite0 at stride 16, instead of 448, 224 and 112 px by AlexNet.
+  The features are taken where they are rectified (`location`), as AlexNet's are; with unrectified ones the gradient is
+  largest where an image is smooth, not where it is unusual.
+- Features are stored for upright images only, so this method reads images. Their vectors at all `rotations` angles,
+  equally far apart, are made once before training, which draws 4 of them for an image and step; the authors draw any
+  angle.
+- Scores are of the same angles as maps.
+- Vectors are standardised, since many channels hardly ever fire on good images and tell the most when they do.
+- z grows so fast off the good images that maps and scores are given as log(1 + x); the authors square the map. Neither
+  changes an order.
 
-Ours: 256, 128 and 64 px and EfficientNet-Lite0 at stride 16, where it is rectified (`location`): AlexNet's features
-are, too, and of unrectified ones the gradient is largest where an image is smooth, not where it is unusual. Features
-are stored for upright images only, so this method reads images: their vectors at all `rotations` angles, equally far
-apart, are made once before training, which draws 4 of them an image and step, where the authors draw any angle. Scores
-are of the same angles as maps. Vectors are standardised, since many channels hardly ever fire on good images and tell
-the most when they do. z grows so fast off the good images that maps and scores are given as log(1 + x); the authors
-square the map. Neither changes an order.
+Kept from the paper and the authors' code (github.com/marco-rudolph/differnet): 8 blocks of a random permutation and a
+coupling, whose subnets have three hidden layers of 2048 units; log-scales within ±3; Adam at 2e-4 (betas 0.8 and 0.8,
+eps 1e-4, weight decay 1e-5), 192 epochs of batches of 24 images at 4 random angles each; 64 angles in testing;
+gradients smoothed with a Gaussian of 3 pixels.
 
-Shape letters: n images, r rotations of each, m of them all that are in one pass, d numbers of a vector.
+Shapes: n images, r rotations of each, m of all these that are in one pass, d numbers of a vector.
 """
 
 from __future__ import annotations
@@ -49,8 +53,10 @@ VECTORS = 0
 
 
 def turned(images: Tensor, degrees: Tensor) -> Tensor:
-    """Square images (m, c, h, w) turned about their centres, anticlockwise, each by its own angle (m,); bilinear, and
-    zero where the turned image does not reach."""
+    """Square images (m, c, h, w), turned anticlockwise about their centres, each by its own angle (m,) in degrees.
+
+    Bilinear, and zero where the turned image does not reach.
+    """
     angle = torch.deg2rad(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rows = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
@@ -59,11 +65,11 @@ def turned(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def rotated(image: Tensor, rotations: int, spec: FeatureSpec) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rotations of an image, uint8 (h, w, 3), equally far apart and some at a time: as the backbone takes them
-    (m, 3, h, w), and their degrees (m,).
+    """Rotations of an image, uint8 (h, w, 3), equally far apart, some at a time: pixels as the backbone takes them
+    (m, 3, h, w), and the angles (m,) in degrees.
 
-    One image's alone: the rounding of a convolution depends on how many images it is given, and where that turns a
-    ReLU on or off the gradient jumps, so an image's map would depend on its neighbours.
+    A pass holds one image alone: the rounding of a convolution depends on how many images it is given, and where
+    that turns a ReLU on or off the gradient jumps, so an image's map would depend on its neighbours.
     """
     pixels = image.permute(2, 0, 1).float()  # (3, h, w)
     for by in (torch.arange(rotations, device=image.device) * 360 / rotations).split(AT_ONCE):
@@ -97,7 +103,7 @@ class Vectors(ImageSource):
 
 
 def dense(inputs: int, outputs: int, hidden: int) -> nn.Module:
-    """The network in a coupling: three hidden layers."""
+    """The network in a coupling, (m, inputs) -> (m, outputs), with three hidden layers."""
     layers: list[nn.Module] = []
     for width in (inputs, hidden, hidden):
         layers += [nn.Linear(width, hidden), nn.ReLU()]
@@ -160,7 +166,7 @@ class Differnet(TrainedDetector):
     rotations: PositiveInt = 64
     """Angles an image is seen at; 1: upright only."""
     transforms: PositiveInt = 4
-    """How many of these a training step draws for an image."""
+    """Angles that a training step draws for an image, of all `rotations`."""
     sigma: NonNegativeFloat = 3.0
     """Standard deviation of the gradients' smoothing, in pixels."""
     epochs: int = 192
@@ -200,6 +206,7 @@ class Differnet(TrainedDetector):
         """The map (h, w) and score () of an image (h, w, 3): means over its rotations."""
         backbone = cached_backbone(self._spec(), str(image.device))
         total, squares, size = torch.zeros((), device=image.device), torch.zeros((), device=image.device), len(image)
+        # The gradient of -log p at each angle, turned back, smoothed, and in absolute value.
         for x, degrees in rotated(image, self.rotations, backbone.spec):
             z, logdet = network(pooled(backbone.features(x.requires_grad_())))
             gradients = torch.autograd.grad(-log_likelihood(z, logdet).sum(), x)[0]  # (m, 3, h, w)
@@ -214,6 +221,6 @@ class Differnet(TrainedDetector):
 
 
 def _nll(network: nn.Module, vectors: Tensor) -> Tensor:
-    """Mean negative log-likelihood of vectors (n, r, d), a number of them."""
+    """Negative log-likelihood of vectors (n, r, d), mean over vectors, divided by d: scalar."""
     z, logdet = network(vectors.flatten(0, 1))
     return -log_likelihood(z, logdet).mean() / z.shape[1]

@@ -1,22 +1,25 @@
 """FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows (Yu, Zheng, Wang, Li, Wu, Zhao and
 Wu 2021, arXiv:2111.07677).
 
-The idea: the feature maps of a frozen backbone are mapped, as maps, by a normalizing flow whose subnets are
-convolutions, so that a position's likelihood also says whether it fits its neighbours. One flow a layer; the map is how
-unlikely the positions are, brought to image size and averaged over the layers, and the score is its maximum.
+The idea: a normalizing flow maps the feature maps of a frozen backbone, as whole maps, to a standard normal. Its
+subnets are convolutions, so that a position's likelihood also says whether it fits its neighbours. Each layer has a
+flow of its own. The map is how unlikely the positions are, upsampled and averaged over the layers; the image's score is
+its maximum.
 
-The paper's: 8 flow steps on CNNs, 20 on vision transformers (one layer: block 7 of DeiT, 40 of CaiT); subnets of two
-convolutions, 3x3 and 1x1 in turns, as wide inside as their input (0.16 of it on transformers); layer normalization in
-front; Adam at 1e-3, weight decay 1e-5, 500 epochs, 32 images a batch. The authors published no code: clamp 2 and plain
-permutations are those of the implementations that reproduce the paper's figures.
+Differs from the paper, or fills in what it leaves open:
+- The layer normalization in front of a flow has no weights. In the implementations that reproduce the paper's figures
+  it has, and its log-determinant is missing from their loss. The flow undoes weights that shrink, and its own
+  log-determinant then grows without end, until the weights pass zero after some 1 / learning_rate steps and quality
+  collapses.
+- The authors published no code: clamp 2 and plain permutations are those of these implementations.
+- A likelihood is given as exp(-mean z^2 / 2), as there, and the map is 1 minus its mean over the layers, so that 0 is
+  the likeliest.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the paper's form.
 
-Ours: the normalization in front has no weights. In those implementations it has, and its log-determinant is not in the
-loss: weights that shrink are taken back by the flow, whose log-determinant then grows without end, until they pass zero
-after some 1/learning_rate steps. On `grid` that gave 98.2 / 98.1 / 93.3 (image AUROC, pixel AUROC, PRO) after 60 epochs
-and 55.1 / 70.2 / 41.4 after 490; without weights, on one layer at 128 px, 99.0 / 97.1 / 90.0 after 190 epochs where it
-was 80.7 / 78.1 / 52.1. A likelihood is given as exp(-mean z^2 / 2), as those implementations do, and the map is 1 minus
-its mean over the layers, so that 0 is the likeliest. Along the rim, maps are brought to the level that good images have
-inside (`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the paper's form.
+Kept from the paper: 8 flow steps for CNNs, 20 for vision transformers (of these one layer: block 7 of DeiT, 40 of
+CaiT); subnets of two convolutions, 3 x 3 and 1 x 1 in turns, as wide inside as their input (0.16 of it for
+transformers); Adam at 1e-3, weight decay 1e-5, 500 epochs, batches of 32 images.
 
 Shapes: n images, c channels, h x w positions.
 """
@@ -77,11 +80,11 @@ class Fastflow(FeatureTrainedDetector):
     epochs: int = 500
     weight_decay: float = 1e-5
     flow_steps: PositiveInt = 8
-    """8 on CNNs, 20 on transformers."""
+    """Coupling steps of a layer's flow; the paper takes 8 on CNNs, 20 on transformers."""
     hidden_ratio: PositiveFloat = 1.0
-    """Width of a subnet, of its input's: 1 on CNNs, 0.16 on transformers."""
+    """Width of a subnet inside, as a share of its input's; the paper takes 1 on CNNs, 0.16 on transformers."""
     only_3x3: bool = False
-    """Whether all subnets are of 3x3 convolutions, which the paper takes for small backbones such as ResNet-18."""
+    """Whether all subnets have 3 x 3 convolutions only, as the paper's do for small backbones such as ResNet-18."""
     clamp: PositiveFloat = 2.0
     """Largest log-scale of a coupling."""
     frame: float = FRAME

@@ -53,23 +53,23 @@ class Replicates:
     values: np.ndarray
     """float64 [n]: the metric in each replicate; NaN where it is undefined."""
     images: str
-    """Fingerprint of images, their kinds and seed: equal fingerprints are pairs."""
+    """Fingerprint of the images, their kinds and the seed; replicates with equal fingerprints can be paired."""
     pairs: int | None = None
     """For image AUROC: how many disjoint pairs of a good and an anomalous image there are."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the metric of all images of this sort, not only of those tested, is expected to lie."""
+    """A confidence interval for the metric on all images of this sort, not only on those tested."""
 
     low: float | None
     high: float | None
     """Both None when the images cannot tell."""
     confidence: float
     used: int
-    """Replicates the interval comes from."""
+    """Number of replicates that the interval comes from."""
     undefined: int
-    """Replicates left out, for the metric has no value in them."""
+    """Number of replicates left out, since the metric has no value in them."""
     note: str | None = None
     """Why there is no interval, or what a bound rests on."""
 
@@ -88,7 +88,7 @@ class Comparison:
     """Two-sided, for no difference; of this comparison alone, so correct it when there are several."""
     confidence: float
     used: int
-    """Replicates in which both are defined."""
+    """Number of replicates in which both metrics are defined."""
     undefined: int
     note: str | None = None
 
@@ -260,7 +260,7 @@ def interval(found: Replicates, confidence: float = 0.95) -> Interval:
 
 
 def compare(a: Replicates, b: Replicates, confidence: float = 0.95) -> Comparison:
-    """How much higher a is than b on the same images, with the interval and the p-value of the paired differences.
+    """The difference a - b on the same images, with the interval and the p-value of the paired differences.
 
     The interval is difference -+ z standard deviations of the differences, the p-value its inversion. Simulated
     with two equal methods on 20 good and 58 anomalous images, 3-6 % of the p-values are below 0.05; with unequal ones
@@ -322,7 +322,7 @@ class _Draws:
     n_good: int
     """Groups of good images."""
     enough: bool
-    """Whether no kind has just one group, which nothing could be told from."""
+    """Whether every kind has more than one group; of a single one no spread can be estimated."""
     fingerprint: str
 
     @staticmethod

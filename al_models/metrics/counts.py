@@ -45,9 +45,9 @@ class PixelCounts:
     regions: RegionSums = field(default_factory=RegionSums)
     """Anomalous pixels and overlap of all regions."""
     sizes: dict[str, RegionSums] = field(default_factory=dict)
-    """Size of region -> likewise."""
+    """Size of region -> anomalous pixels and overlap of the regions of that size."""
     types: dict[str, RegionSums] = field(default_factory=dict)
-    """Defect type of the image -> likewise."""
+    """Defect type of the image -> anomalous pixels and overlap of its regions."""
     defects: RegionSums | None = None
     """Annotated defects with saturated overlap; None until an image has some."""
     images: dict[str, ImageRow] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What follows from counting, at every threshold, how many negatives and positives lie above it.
+"""Curves and areas (ROC, precision-recall, PRO) from the numbers of negatives and positives above every threshold.
 
 Everything works along the last axis, so that many weighted copies of the counts (a bootstrap) are one call.
 PRO: Bergmann et al., MVTec AD, IJCV 2021, section 5.1 (per-region overlap).
@@ -27,15 +27,15 @@ class Sweep:
     """
 
     negatives: np.ndarray
-    """At each score."""
+    """Negatives at each score, [..., t]."""
     positives: np.ndarray
     false_positives: np.ndarray
-    """Cumulative; the last entry is all negatives."""
+    """Negatives at or above each score, [..., t]; the last entry is all negatives."""
     true_positives: np.ndarray
 
     @staticmethod
     def of_counts(negatives: np.ndarray, positives: np.ndarray) -> Sweep:
-        """From the counts [..., t] of each distinct score, highest score first."""
+        """The sweep over counts [..., t] of each distinct score, highest score first."""
         return Sweep(negatives, positives, np.cumsum(negatives, axis=-1), np.cumsum(positives, axis=-1))
 
     @property
@@ -168,11 +168,11 @@ class PixelTable:
     """int64 [t], like the two below."""
     anomalous: np.ndarray
     overlap: np.ndarray
-    """In units of 1 / REGION_UNITS region."""
+    """int64 [t]: sum over the regions of the share with each value, in units of 1 / REGION_UNITS region."""
     n_regions: int
 
     def metrics(self, pro_limits: Sequence[float] = PRO_LIMITS) -> dict[str, float]:
-        """What `pixel_metrics` gives, as plain floats; empty without both kinds of pixel."""
+        """The metrics of `pixel_metrics` as plain floats; empty without both kinds of pixel."""
         found = pixel_metrics(self.normal, self.anomalous, self.overlap, self.n_regions, pro_limits)
         return {name: float(value) for name, value in found.items() if not np.isnan(value)}
 

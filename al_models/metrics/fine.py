@@ -115,7 +115,7 @@ class FineCounts:
         return rates_at_threshold(false, true, int(self.normal.sum()), int(self.anomalous.sum()))
 
     def _table(self) -> PixelTable:
-        """At each value, highest first, and between them where there are normal pixels."""
+        """The counts at each value, highest first, and between values where there are normal pixels."""
         slots = len(self.normal)
         anomalous, overlap = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
         anomalous[1::2], overlap[1::2] = self.anomalous, self.overlap
@@ -126,7 +126,7 @@ class FineCounts:
 
 
 def fine_counts(read: Callable[[], Images], thresholds: Sequence[float] = ()) -> FineCounts:
-    """Count float32 maps exactly, reading the images twice; `thresholds` are those to be asked about later."""
+    """Exact counts of float32 maps, from two passes over the images; `thresholds` are those to be asked about later."""
     values = np.unique(np.array([threshold_key32(threshold) for threshold in thresholds], np.uint32))
     for image_id, map, mask in read():
         values = np.union1d(values, anomalous_values(image_id, map, mask))

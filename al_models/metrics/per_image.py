@@ -39,7 +39,7 @@ class ImageRow:
 
 @dataclass(frozen=True, eq=False)
 class ImageCounts:
-    """What one image adds to any metric: pixels by the key of their map value, only values that occur."""
+    """The counts that one image adds to any metric: pixels by the key of their map value, only values that occur."""
 
     image_id: str
     normal_keys: np.ndarray
@@ -53,7 +53,7 @@ class ImageCounts:
     defects: RegionCounts | None = None
     """Annotated defects with saturated overlap; None where the image was counted without."""
     defect_type: str | None = None
-    """The data set's word for what is wrong with the image."""
+    """The data set's name for the defect of the image."""
 
     @property
     def n_normal(self) -> int:
@@ -121,8 +121,7 @@ def count_image(
     defects: Sequence[Defect] | None = None,
     defect_type: str | None = None,
 ) -> ImageCounts:
-    """Count one image.
-
+    """The counts of one image.
     The map, float [h, w] of any size, is brought to the size of the mask, bool [H, W], by bilinear interpolation. A
     good image has no mask: give the `shape` (H, W) to judge it at. With `defects` the mask is their union and is not
     given itself; a good image beside such images has none. Pixels outside `valid`, bool [H, W], are left out (3-D data

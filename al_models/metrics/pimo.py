@@ -31,9 +31,9 @@ class Pimo:
     per_image: dict[str, float]
     """Anomalous image id -> AUPIMO in 0..1; empty when `reason` says why."""
     mean: float | None
-    """Over the anomalous images."""
+    """Mean over the anomalous images; None when `reason` says why."""
     reason: str | None
-    """Why there are no values."""
+    """Reason why there are no values; None when there are."""
     n_good: int
     """Good images that the shared FPR comes from."""
     smallest_fpr: float | None

@@ -38,20 +38,20 @@ class Ranking:
     n_left_out: int
     """Rows left out because a method has no value in them."""
     alpha: float
-    """Share of false alarms allowed in either test."""
+    """Significance level of both tests."""
     chi_square: float | None = None
     """Friedman's statistic; None, like all below, when `reason` says why."""
     f: float | None = None
     """Iman and Davenport's statistic; None also when all rows rank alike, for it is infinite then."""
     p_value: float | None = None
-    """That the methods do not differ at all: from `f`, or exact when all rows rank alike."""
+    """p-value of the hypothesis that the methods do not differ at all: from `f`, or exact when all rows rank alike."""
     critical_difference: float | None = None
-    """Nemenyi's: average ranks this far apart differ."""
+    """Nemenyi's critical difference: methods whose average ranks are this far apart differ."""
     groups: tuple[tuple[str, ...], ...] | None = None
     """Maximal runs of two or more methods within less than the critical difference, best first: the bars of a
     critical-difference diagram. All methods when Friedman's test finds no difference, as Nemenyi's is not entered."""
     reason: str | None = None
-    """Why there is no test."""
+    """Reason why there is no test; None when there is one."""
 
 
 def rank_methods(
@@ -61,7 +61,7 @@ def rank_methods(
     higher_is_better: bool = True,
     correct_ties: bool = True,
 ) -> Ranking:
-    """Rank the methods over the rows and test whether they differ.
+    """The ranking of the methods over the rows, and the test whether they differ.
 
     `values` float [rows, methods], NaN where a method has none. Ties lower the spread of ranks; `correct_ties` divides
     Friedman's statistic by what is left of it (without, as Demsar prints it, the test is too careful; Nemenyi's test

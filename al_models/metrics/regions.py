@@ -74,7 +74,7 @@ class RegionSums:
     n_regions: int = 0
 
     def add(self, counts: RegionCounts) -> None:
-        """Add one image's."""
+        """Add the counts of one image."""
         self.anomalous[counts.keys] += counts.anomalous  # each key once, so indexing adds
         self.overlap[counts.keys] += counts.overlap
         self.n_regions += counts.n_regions
@@ -101,7 +101,7 @@ class RegionPairs:
 
     @staticmethod
     def of(regions: np.ndarray, keys: np.ndarray, n_keys: int = N_KEYS) -> RegionPairs:
-        """From each pixel's region [m], numbered from 0 with gaps where one has no pixel, and its key [m]."""
+        """The pairs of each pixel's region [m], numbered from 0 with gaps where one has no pixel, and its key [m]."""
         area = np.bincount(regions)
         if not area.all():
             regions = (np.cumsum(area > 0) - 1)[regions]
@@ -124,7 +124,7 @@ class RegionPairs:
         return np.rint(np.minimum(pixels / suffices[self.region], 1) * REGION_UNITS).astype(np.int64)
 
     def by_key(self, overlap: np.ndarray, chosen: np.ndarray | None = None) -> RegionCounts:
-        """Summed over the regions `chosen`, bool [r], or over all."""
+        """The counts by key, summed over the regions `chosen`, bool [r], or over all."""
         n_regions, key, count = len(self.area), self.key, self.count
         if chosen is not None:
             pairs = chosen[self.region]

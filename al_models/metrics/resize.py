@@ -1,4 +1,4 @@
-"""Bring a map to the size of its mask."""
+"""The resizing of a map to the size of its mask."""
 
 from __future__ import annotations
 

@@ -1,21 +1,22 @@
 """One-class SVM: Estimating the Support of a High-Dimensional Distribution (Schölkopf et al. 2001, Neural Computation).
 
 The idea: in the feature space of a Gaussian kernel, a hyperplane with the largest margin separates good patches from
-the origin, all but a share nu of them. Its normal w is a weighted sum of few good patches, the support vectors, so f(x)
-= sum_i a_i k(z_i, x) - rho is positive where good patches are and negative elsewhere. A patch is as anomalous as -f(x),
-an image as its most anomalous patch. The exact dual (scikit-learn's libsvm) is solved on `exact_patches` patches. Where
-there are more, its support vectors span a Nystroem space (Williams and Seeger 2000), in which stochastic gradient
-descent goes on from it over all patches, a batch of images in memory at a time.
+the origin, all but a share nu of them. Its normal w is a weighted sum of few good patches, the support vectors, so that
+f(x) = sum_i a_i k(z_i, x) - rho is positive where good patches are and negative elsewhere. A patch is as anomalous as
+-f(x), an image as its most anomalous patch.
 
-The paper describes the machine, not its use on patches of images. Our reading: the patches are PatchCore's (two middle
-layers, averaged over 3 x 3 neighbours); nu = 0.05; gamma = 1 / c, which for features of unit variance is scikit-learn's
-"scale". Features are whitened rather than only standardised, so that no direction of little variance is lost: image
-AUROC on *grid* 98 instead of 73. The form beyond `exact_patches` is not the paper's.
+The exact dual (scikit-learn's libsvm) is solved on at most `exact_patches` patches, drawn at random. Where there are
+more, its support vectors span a Nystroem space (Williams and Seeger 2000). There stochastic gradient descent continues
+from the exact solution over all patches, with one batch of images in memory at a time: steps of 1 / (nu t) over some
+256 patches of one image (Pegasos, Shalev-Shwartz et al. 2007), whose results are averaged with weights t
+(Lacoste-Julien et al. 2012, arXiv:1212.2002).
 
-Gradient descent: steps of 1 / (nu t) over some 256 patches of one image (Pegasos, Shalev-Shwartz et al. 2007), their
-average weighted by t (Lacoste-Julien et al. 2012, arXiv:1212.2002). On *grid* one pass, 0.8 s, reaches a lower
-objective than five of scikit-learn's SGDOneClassSVM, 1.1 s after 3.9 s for Nystroem features, which are never needed
-here. The share of all patches outside becomes 4.9 % instead of the sample's 5.8 %; what is detected stays the same.
+Differs from the paper:
+- The paper describes the machine, not its use on images. The patches are PatchCore's: two middle layers, averaged over
+  3 x 3 neighbours.
+- nu = 0.05 and gamma = 1 / c are our choice; for features of unit variance this gamma is scikit-learn's "scale".
+- Features are whitened rather than only standardised, so that directions of little variance count, too.
+- The gradient descent beyond `exact_patches` is not the paper's.
 
 Shapes: n images, p = h * w patches an image, c channels, s patches in the exact problem, m centres.
 """
@@ -75,22 +76,23 @@ class Nystroem:
     """A space in which the inner product is the kernel, exactly so for the centres: phi(x) = k(x, centres) @ root."""
 
     def __init__(self, centres: Tensor, gamma: float) -> None:
-        """From float32 (m, c); a centre that the others span adds nothing."""
+        """Make the space of centres float32 (m, c), with d <= m dimensions; a centre that the others span adds none."""
         self.centres, self.gamma = centres, gamma
         values, vectors = torch.linalg.eigh(self.kernels(centres).double())
         kept = values > _SMALLEST_EIGENVALUE * values[-1]
         self.root = (vectors[:, kept] * values[kept].rsqrt()).float()  # (m, d)
 
     def kernels(self, x: Tensor) -> Tensor:
-        """float32 (b, c) -> (b, m)."""
+        """Kernel values of patches with the centres: float32 (b, c) -> (b, m)."""
         return rbf(x, self.centres, self.gamma)
 
 
 class AveragedDescent:
-    """Minimises nu/2 |w|^2 - nu rho + mean of max(0, rho - w phi), the paper's primal times nu."""
+    """Averaged stochastic gradient descent of nu/2 |w|^2 - nu rho + mean of max(0, rho - w phi), the paper's primal
+    times nu."""
 
     def __init__(self, space: Nystroem, w: Tensor, rho: Tensor, nu: float, steps: int) -> None:
-        """From float32 (d,) and () above 0, which are as good as after this many steps."""
+        """Start from w float32 (d,) and rho () above 0, which are taken for the result of this many steps."""
         self.space, self.w, self.rho, self.nu, self.begin, self.done = space, w, rho, nu, steps, 0
         # rho is the nu-quantile of w phi, and steps towards a quantile do best at 1 / (its density t) (Robbins and
         # Monro 1951). A share nu lies below rho, so the density is about nu / rho; steps of 1 / (nu t) would overshoot.
@@ -98,7 +100,7 @@ class AveragedDescent:
         self.mean_w, self.mean_rho = w.clone(), rho.clone()
 
     def step(self, x: Tensor) -> None:
-        """One step along the subgradient that float32 (b, c) gives; phi itself, the dear part, is never needed."""
+        """Step along the subgradient of patches float32 (b, c); phi itself, the costly part, is never computed."""
         self.done += 1
         rate = 1 / (self.nu * (self.begin + self.done))
         kernels = self.space.kernels(x)  # (b, m)
@@ -127,17 +129,18 @@ class Ocsvm(Detector):
     neighbourhood: PositiveInt = 3
     """Side of the square of neighbours that a patch is averaged with."""
     whiten: bool = True
-    """Give all directions unit variance; False: all channels."""
+    """Whether features are whitened to unit variance in all directions; False: in each channel only."""
     epsilon: PositiveFloat = 0.01
     """Added to each variance, as a share of the mean variance."""
     nu: Annotated[PositiveFloat, Lt(1)] = 0.05
     """Upper bound on the share of training patches outside, lower bound on that of support vectors."""
     gamma: PositiveFloat | None = None
-    """Width of the kernel k = exp(-gamma |x - z|^2); None: 1 / number of channels."""
+    """gamma of the kernel k = exp(-gamma |x - z|^2), which is the wider the smaller gamma is; None: 1 / number of
+    channels."""
     exact_patches: PositiveInt = 8192
-    """Patches at most in the exact problem, drawn at random where there are more."""
+    """Patches of the exact problem, at most; drawn at random where there are more."""
     centres: PositiveInt = 1024
-    """Support vectors at most that span the Nystroem space."""
+    """Support vectors that span the Nystroem space, at most."""
     epochs: NonNegativeInt = 1
     """Passes of the gradient descent; 0 leaves the exact machine of the sample."""
     sigma: NonNegativeFloat = SIGMA
@@ -165,7 +168,7 @@ class Ocsvm(Detector):
         return Prediction(batch.ids, maps.cpu().numpy(), outside.amax((1, 2)).cpu().numpy())
 
     def _standardise(self, source: ImageSource, rng: np.random.Generator, runtime: Runtime) -> tuple[Tensor, int]:
-        """Learn mean and whitening in one pass; the sample for the exact problem, whitened (s, c), and all patches."""
+        """The whitened sample (s, c) of the exact problem, and the number of all patches; learns mean and whitening."""
         moments: PositionGaussians | None = None
         done, total = 0, 0
         for batch in source:
@@ -196,7 +199,8 @@ class Ocsvm(Detector):
         return torch.linalg.solve_triangular(factor, identity, upper=False).float()
 
     def _descend(self, source: ImageSource, sampled: int, rng: np.random.Generator, runtime: Runtime) -> None:
-        """Let all patches have their say: gradient descent from the exact machine of the sample."""
+        """Go on from the exact machine of the sample, by gradient descent over all patches."""
+        # The sample's machine, projected onto the Nystroem space of some of its support vectors, is the start.
         chosen = np.sort(rng.choice(len(self.centres_), min(len(self.centres_), self.centres), replace=False))
         space = Nystroem(self.centres_[torch.from_numpy(chosen).to(runtime.device)], self._gamma(self.centres_))
         start = space.root.T @ (self.weights_ @ space.kernels(self.centres_))

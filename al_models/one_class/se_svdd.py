@@ -1,26 +1,30 @@
-"""SE-SVDD, as described: Hu, Chen and Shao 2021, "A semantic-enhanced method based on deep SVDD for pixel-wise anomaly
-detection", ICME, reference [113] of the survey by Tao et al. 2022 (arXiv:2207.10298); the paper's text could not be
+"""SE-SVDD: Hu, Chen and Shao 2021, "A semantic-enhanced method based on deep SVDD for pixel-wise anomaly detection",
+ICME, as described in the survey by Tao et al. 2022 (arXiv:2207.10298), reference [113]; the paper's text could not be
 consulted.
 
-The idea, all that is certain: deep SVDD (Ruff et al. 2018, "Deep one-class classification", ICML), which maps what is
-good into a small hypersphere and calls the squared distance from its centre anomalous, is applied pixel by pixel to
-pretrained features of several levels, the finer ones enhanced by the meaning of the deeper ones, in one pipeline.
+The idea: deep SVDD (Ruff et al. 2018, "Deep one-class classification", ICML) maps good samples into a small hypersphere
+and takes the squared distance from its centre as the anomaly score. Here it is applied pixel by pixel to pretrained
+features of several levels, the finer ones enhanced by the semantics of the deeper ones, in one pipeline. That is all
+that is known of the paper.
 
-Our reading of all else. Each level's features are brought to `width` channels by a 1 x 1 convolution; from the deepest
-level upwards, what a level knows is upsampled and added to the next finer one. At each level a 3 x 3 and a 1 x 1
-convolution map a position to its embedding, and each level has a hypersphere of its own. As deep SVDD asks, so that
-nothing collapses onto the centre: no bias terms, leaky ReLU, and the centre is the mean embedding of all good positions
-under the initial weights, with coordinates near zero moved away from it. The objective is the one-class one (the mean
-squared distance, since every training image is good), a level's distances over their mean under the initial weights, so
-that levels count alike; Adam at 1e-4, weight decay 1e-6 and 50 epochs as in the authors' code of deep SVDD. Its
-pretraining as an auto-encoder is left out: the features are pretrained. Channels are standardised by the good images'
-mean and deviation. The map is the mean over levels of the distances, upsampled and smoothed (sigma 4); the image score
-is its maximum.
+Our reading of the network: a 1 x 1 convolution brings each level's features to `width` channels. From the deepest level
+upwards, these are upsampled and added to the next finer level's. At each level a 3 x 3 and a 1 x 1 convolution map a
+position to its embedding, and each level has a hypersphere of its own. The map is the mean over the levels of the
+distances, upsampled and smoothed (sigma 4); the image score is its maximum.
 
-Without bias terms a network can still grow nearly constant, and does: on a third of `grid` at a rate of 1e-3, pixel
-AUROC rose from 81 to 93 in 240 batches of four and was 90 after 960. Narrow networks hold out longest: with 64 channels
-it was 87 after 120 batches, where 32 gave 91. Along the rim, maps are brought to the level that good images have inside
-(`parts/frame.py`): on a texture, the rim would decide the score; `frame=0` is the paper's form.
+Differs from deep SVDD:
+- Its pretraining as an auto-encoder is left out, since the features are pretrained.
+- Channels are standardised by the good images' mean and deviation.
+- A level's distances are divided by their mean under the initial weights, so that levels count alike.
+- The network is narrow (32 channels). Without bias terms it can still become nearly constant in a long training, and
+  narrow networks do so last.
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the method's own form.
+
+Kept from deep SVDD and its authors' code: no bias terms and leaky ReLU, so that embeddings do not all collapse onto the
+centre; as centre the mean embedding of all good positions under the initial weights, with coordinates near zero moved
+away from it; the one-class objective (the mean squared distance, since every training image is good); Adam at 1e-4,
+weight decay 1e-6, 50 epochs.
 
 Shapes: n images, l levels, c channels of a level, h x w its positions, d coordinates of an embedding.
 """
@@ -45,7 +49,7 @@ from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _SLOPE = 0.1
 _NEAR_ZERO = 0.1
-"""Smallest distance of a centre's coordinate from 0, which weights of 0 would reach; the authors' of deep SVDD."""
+"""Least absolute value of a centre's coordinate, as of deep SVDD's authors; weights of 0 would reach one of 0."""
 
 
 class SemanticEmbedding(nn.Module):
@@ -85,7 +89,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def away_from_zero(centre: Tensor, least: float = _NEAR_ZERO) -> Tensor:
-    """Coordinates nearer to 0 than `least` moved to it, each on its side."""
+    """The centre with coordinates nearer to 0 than `least` moved to -`least` or `least`, by their sign."""
     return torch.where(centre < 0, centre.clamp(max=-least), centre.clamp(min=least))
 
 
@@ -98,7 +102,7 @@ class SeSvdd(FeatureTrainedDetector):
     quick: ClassVar[Mapping[str, Any]] = {"layers": (2, 3), "width": 16, "dimensions": 8, "epochs": 2, "batch_size": 2}
 
     width: PositiveInt = 32
-    """Channels of all levels."""
+    """Channels that each level's features are brought to."""
     dimensions: PositiveInt = 32
     """Coordinates of an embedding."""
     epochs: int = 50
@@ -120,6 +124,7 @@ class SeSvdd(FeatureTrainedDetector):
             for level, z in enumerate(embeddings):
                 z = z.double()
                 sums[:, level] += torch.stack([z.mean((2, 3)).sum(0), z.square().mean((2, 3)).sum(0)]).cpu()
+        # E |z - c|^2 follows from the moments of z, so one pass gives the centres and the mean distances from them.
         mean, squares = sums / len(rows)  # (l, d)
         centre = away_from_zero(mean)
         spread = (squares - 2 * mean * centre + centre**2).mean(1)
@@ -137,7 +142,7 @@ class SeSvdd(FeatureTrainedDetector):
         return network(standard_layers(features, self._levels(), self.mean_, self.deviation_))
 
     def _distances(self, network: nn.Module, batch: ImageBatch) -> list[Tensor]:
-        """Squared distances of each level (n, h, w), mean over coordinates, over what it was at first."""
+        """Squared distances of each level (n, h, w), mean over coordinates, over their mean under the first weights."""
         found = []
         for level, z in enumerate(self._embeddings(network, batch.features)):
             centre = self.centre_[level].to(z.device)[:, None, None]

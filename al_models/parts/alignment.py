@@ -1,26 +1,20 @@
 """Whether the part lies in the same place in every good image, measured on a sample of them.
 
 Methods that compare positions (the trait `aligned_images_only`) learn what each position looks like. That helps where
-a position shows the same spot of the part every time. It fails where a part moves or turns: a position then shows now
-this, now that, now the background. On an even texture it does no harm, since each position learns the whole texture.
+a position shows the same spot of the part every time. It fails where a part moves or turns, since a position then shows
+another spot, or the background, in every image. On an even texture it does no harm, since each position learns the
+whole texture.
 
 `agreement` is the share of the variance within images that lies at the same places in all of them, without bias from
 few images: the intraclass correlation ICC(3,1) of Shrout and Fleiss (1979) with positions for subjects and images for
 raters, which is about the mean correlation of two images, place by place. It is taken from feature maps on a grid of
 16 x 16, each channel with zero mean and unit variance, without the outer eighth on each side, where the padding of a
-network looks the same in every image. Measured with stride-16 features of EfficientNet-Lite0, of 32 images each:
+network looks the same in every image. It falls as parts move or turn farther.
 
-- parts cut from magnetic tiles before a noisy ground: in place 0.52-0.66; moved by up to 8 of 256 pixels 0.42-0.55, 16
-  pixels 0.26-0.36, 32 pixels 0.15-0.21, 64 pixels 0.05-0.07; turned by up to 10 degrees 0.43-0.66, 30 degrees
-  0.24-0.25 (a disc: 0.63), 180 degrees 0.08-0.13 (a disc: 0.56). On the plate among them the lead of PaDiM over one
-  Gaussian for all positions fell likewise: 22 points of image AUROC in place, 8 at 16 pixels, -4 at 64 (one seed, 40
-  images to judge, faint stains); on a bar both found too little to tell;
-- textures *grid*, MT Defect, brick, grass and gravel: 0.02-0.20. PaDiM works on the first two all the same (image
-  AUROC 98 and 93).
-
-So a texture agrees as little as a part that moves, and `agreement` alone cannot tell them apart. Images can, mostly, by
-`layout`: the share of the variance of brightness within an image that is between its 8 x 8 areas. Textures 0.02-0.06,
-parts in place or not 0.53-0.79. But the stains and shades of MT Defect (0.74) pass for parts.
+A texture agrees as little as a part that moves, so `agreement` alone cannot tell them apart. Images mostly can, by
+`layout`: the share of the variance of brightness within an image that is between its 8 x 8 areas. It is small for an
+even texture and large for a part, in place or not; but a texture with stains or shades passes for a part. The figures
+behind both limits are in `tests/benchmarks/README.md`.
 
 Shapes: n images, c channels.
 """
@@ -37,9 +31,10 @@ from torch.nn import functional as F
 from al_models.errors import InvalidInput
 
 ENOUGH_AGREEMENT = 1 / 3
-"""Aligned from here on; parts that move by up to 16 of 256 pixels, the stride of the features, are at the limit."""
+"""Agreement from which on images are aligned; parts that move by up to 16 of 256 pixels, the stride of the features,
+are at the limit."""
 LEAST_LAYOUT = 0.25
-"""Images below it show an even texture."""
+"""Layout below which images show an even texture."""
 
 _GRID = 16
 _AREAS = 8
@@ -144,7 +139,7 @@ def _scaled(maps: Tensor) -> Tensor:
 
 
 def _agreement(maps: Tensor) -> float:
-    """Variance between positions by that plus what is left, of (n, c, h, w); 0 where nothing varies."""
+    """The variance of maps (n, c, h, w) between positions as a share of that within images; 0 where nothing varies."""
     n = len(maps)
     within = maps - maps.mean((2, 3), keepdim=True)  # an image that is lighter as a whole says nothing of places
     mean = within.mean(0)
@@ -154,7 +149,7 @@ def _agreement(maps: Tensor) -> float:
 
 
 def _layout(gray: Tensor) -> float:
-    """The median image's variance between areas by its variance, of (n, 1, h, w); 0 where nothing varies."""
+    """The median image's variance of brightness (n, 1, h, w) between areas, as a share of all; 0 if nothing varies."""
     within = gray - gray.mean((2, 3), keepdim=True)
     between = F.adaptive_avg_pool2d(within, _AREAS).square().mean((1, 2, 3))
     return float((between / within.square().mean((1, 2, 3)).clamp_min(1e-6)).median())

@@ -27,7 +27,7 @@ from al_models.types import SCALE_STEP, FeatureSpec
 
 _FOLD_TOLERANCE = 1e-4
 _AT_ONCE = 4
-"""Images that a CPU computes at once: no slower than 16, with a quarter of the memory, the most that our steps take."""
+"""Images that a CPU computes at once: no slower than 16, with a quarter of the memory."""
 
 
 class Backbone:
@@ -62,7 +62,7 @@ class Backbone:
 
     @cached_property
     def offsets(self) -> dict[int, Offset]:
-        """Key -> how far the cells lie beside what they answer to; a transformer's patches lie where they are."""
+        """Key -> offset of the layer's cells (`parts/offsets.py`), measured at first use; (0, 0) for a transformer."""
         if _fixed_size(self.spec):
             return dict.fromkeys(self.spec.keys, (0.0, 0.0))
         # Of several scales each is padded in its own way, so their images keep their size.
@@ -94,7 +94,7 @@ def standardised(images: Tensor, spec: FeatureSpec) -> Tensor:
 
 
 def _at_scale(x: Tensor, share: float) -> Tensor:
-    """Images (n, 3, h, w) at a share of their size."""
+    """Images (n, 3, h, w), resized to a share of their size."""
     if share == 1:
         return x
     size = [round(share * side) for side in x.shape[2:]]
@@ -129,7 +129,7 @@ def untrained(spec: FeatureSpec) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def feature_shapes(spec: FeatureSpec) -> dict[int, tuple[int, int, int]]:
-    """Key -> (c, h, w) of an image's features, found without weights, images and computing."""
+    """Key -> (c, h, w) of an image's features, without weights, images or computing."""
     shapes = {}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = untrained(spec).eval()
@@ -202,12 +202,12 @@ def _in_order(spec: FeatureSpec) -> tuple[int, ...]:
 
 
 def _location_argument(spec: FeatureSpec) -> dict[str, object]:
-    """Only EfficientNets know the argument."""
+    """timm's argument for the spec's location, which only EfficientNets know; none for the usual location."""
     return {} if spec.location == "bottleneck" else {"feature_location": spec.location}
 
 
 def _size_argument(spec: FeatureSpec) -> dict[str, object]:
-    """Most transformers are built for one image size; convolutions take any, and no such argument."""
+    """timm's argument for the image size, for transformers that are built for one; none for CNNs, which take any."""
     return {"img_size": spec.image_size} if _fixed_size(spec) else {}
 
 
@@ -248,7 +248,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _without_head(tensors: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """The tensors below the classifier, so that a file may tell any number of classes, or none."""
+    """The tensors without the classifier's, so that a file may be for any number of classes, or none."""
     cfg = timm.get_pretrained_cfg(backbone)
     named = (cfg.classifier if cfg else None) or ()
     heads = tuple(f"{head}." for head in ((named,) if isinstance(named, str) else named))
@@ -256,7 +256,10 @@ def _without_head(tensors: dict[str, Tensor], backbone: str) -> dict[str, Tensor
 
 
 def _check_loaded(network: nn.Module, local: dict[str, Tensor] | None, spec: FeatureSpec) -> None:
-    """timm never loads a cut EfficientNet strictly, and says nothing of what is missing: a random layer went unseen."""
+    """Raises InvalidInput for local weights that lack tensors of the network.
+
+    timm does not load a cut EfficientNet strictly, so that a layer without weights would stay random unnoticed.
+    """
     if local is None or isinstance(network, nn.ModuleDict) or hasattr(network, "model"):
         return  # loaded whole and strictly before it was wrapped
     missing = network.state_dict().keys() - local.keys()
@@ -275,10 +278,10 @@ def _normalisation(spec: FeatureSpec) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def _fold_batch_norms(network: nn.Module, size: int) -> nn.Module:
-    """The same function with each batch norm folded into the convolution before it: a third faster on a CPU.
+    """The same network with each batch norm folded into the convolution before it: a third faster on a CPU.
 
-    Which convolution feeds a batch norm is read off the order of registration, so the result is compared with the
-    unfolded network on random input, and the unfolded one kept should they differ.
+    Modules are taken to be registered in the order in which they are applied. So the result is compared with the
+    unfolded network on random input, and the unfolded one is given where they differ.
     """
     folded = copy.deepcopy(network)
     _fold_children(folded)

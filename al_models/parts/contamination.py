@@ -4,10 +4,11 @@ Each patch is compared with a bank of patches of the other images, as PatchCore 
 its distance to the rest of the training set is the premise of SoftPatch (Jiang et al. 2022, arXiv:2403.14233). An
 image's own patches do not count, nor do those of other images of the same physical part: a defect would find itself
 there. The distance is divided by what is typical of its position, since features differ more along the border of an
-image than at most defects (of 10 defects planted in *grid* 100 % are found instead of 17 %). An image is as unlike as
-its few most unlike patches, and suspected when that is far out among all images, in robust standard deviations.
+image than at most defects. An image is as unlike as its few most unlike patches, and suspected when that is far above
+the median of all images, in robust standard deviations.
 
-The bank is a small sample on purpose: a defect that several images share is hardly in it, what is good is many times.
+The bank is a small sample on purpose: a defect that several images share is hardly in it, while normal patches are in
+it many times.
 
 Shapes: n images, r of them in the reference; feature maps (c, h, w) of p = h * w patches; b patches in the bank.
 """
@@ -30,7 +31,7 @@ FEWEST = 8
 """Images from which on a robust deviation means something: one of 8 is beyond 5 in 3 % of normally distributed sets."""
 
 _REFERENCE = 512
-"""Images at most that give patches to the bank and say what is typical."""
+"""Images, at most, from which the bank and the typical distances come."""
 _BANK = 4096
 _TOP = 0.01
 """Share of an image's patches that its score is the mean of."""
@@ -80,7 +81,7 @@ def unlikeness(
     device: str = "cpu",
     progress: Progress = lambda what, done, of: None,
 ) -> Unlikeness:
-    """Compare each image with the others by one layer of its features; `parts` names the part that each shows.
+    """The unlikeness of each image, by one layer of its features; `parts` names the physical part that each shows.
 
     Up to 512 images, drawn by their ids, are read twice, the others once; a batch of them is in memory at a time.
     Neither the draw nor the result depends on the order of the images.
@@ -147,7 +148,7 @@ class _Bank:
         return _Bank(vectors, vectors.square().sum(1, keepdim=True), own)
 
     def distances(self, maps: Tensor, part: str) -> Tensor:
-        """From each patch of an image (c, h, w) to the nearest of another part: (h, w); 0 where there is no other."""
+        """Distances (h, w) of an image's patches (c, h, w) to the nearest of other parts; 0 where there are none."""
         first, end = self.own.get(part, (0, 0))
         if end - first == len(self.vectors):
             return maps.new_zeros(maps.shape[1:])
@@ -159,7 +160,7 @@ class _Bank:
         return (squared.amin(0) + patches.square().sum(0)).clamp_min(0).sqrt().reshape(maps.shape[1:])
 
     def typical(self, distances: Tensor) -> Tensor:
-        """What is usual at each position: the reference's distances (r, h, w) -> (h, w), above zero."""
+        """The typical distance at each position, above 0: distances of the reference (r, h, w) -> (h, w)."""
         middle = distances.median(0).values
         rounding = _ROUNDING * max(float(self.squares.mean()) ** 0.5, _ROUNDING)
         return middle.clamp_min(max(_LEAST_TYPICAL * float(middle.median()), rounding))

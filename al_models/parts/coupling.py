@@ -30,8 +30,11 @@ LOG_2_PI = math.log(2 * math.pi)
 
 
 def soft_clamp(scale: Tensor, limit: float, curve: str) -> Tensor:
-    """A log-scale kept within ±limit. `tanh`: of a tenth of it (AllInOneBlock); `atan`: of the scale in units of the
-    limit, as in DifferNet's code (FrEIA's own GLOW block does not divide). Raises UnknownName for another curve."""
+    """A log-scale kept within ±limit by a smooth curve. Raises UnknownName for another curve than these.
+
+    `tanh`: limit tanh(scale / 10), as in FrEIA's AllInOneBlock; `atan`: limit 2/pi atan(scale / limit), as in
+    DifferNet's code (FrEIA's own GLOW block does not divide by the limit).
+    """
     if curve == "tanh":
         return limit * torch.tanh(0.1 * scale)
     if curve == "atan":
@@ -40,12 +43,12 @@ def soft_clamp(scale: Tensor, limit: float, curve: str) -> Tensor:
 
 
 def log_likelihood(z: Tensor, logdet: Tensor) -> Tensor:
-    """Natural log p(x) of each of the n: z (n, ...) standard normal, logdet (n,)."""
+    """Natural logarithms of p(x) (n,), of z (n, ...), which is standard normal, and log-determinants (n,)."""
     return logdet - 0.5 * (z.square() + LOG_2_PI).flatten(1).sum(1)
 
 
 class Block(nn.Module):
-    """What every block gives."""
+    """An invertible map with its log-determinant; the base of all blocks."""
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x -> (y of the same shape, log |det dy/dx| (n,))."""
@@ -77,7 +80,7 @@ class Flow(Block):
 
 
 class HalfCoupling(Block):
-    """The second half of the channels is scaled and shifted by what a subnet makes of the first (AllInOneBlock's)."""
+    """An affine coupling: a subnet of the first half of the channels scales and shifts the second (AllInOneBlock)."""
 
     def __init__(self, channels: int, subnet: Subnet, *, clamp: float) -> None:
         super().__init__()
@@ -102,7 +105,8 @@ class HalfCoupling(Block):
 
 
 class Coupling(Block):
-    """Each half of the channels is scaled and shifted by what a subnet makes of the other (DifferNet's GLOW block)."""
+    """An affine coupling: each half of the channels is scaled and shifted by a subnet of the other (DifferNet's GLOW
+    block)."""
 
     def __init__(self, channels: int, subnet: Subnet, *, clamp: float) -> None:
         super().__init__()
@@ -134,8 +138,8 @@ class Coupling(Block):
 
 
 class CrossScaleCoupling(nn.Module):
-    """A coupling of several maps at once (CS-Flow, arXiv:2110.02855, section 3.2): each half of all maps' channels is
-    scaled and shifted by what one subnet makes of the other half of them all.
+    """An affine coupling of several maps at once (CS-Flow, arXiv:2110.02855, section 3.2): each half of all maps'
+    channels is scaled and shifted by one subnet of the other half of all maps.
 
     Maps are lists of (n, c, h_s, w_s), one a scale; the subnet takes such a list and gives one of the same n, h_s, w_s.
     """
@@ -280,5 +284,5 @@ def _broadcast(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _positions(x: Tensor) -> int:
-    """How often a channel's scale counts: once, or once a position of a map."""
+    """Number of positions at which a channel is scaled: 1 of vectors, h * w of maps."""
     return math.prod(x.shape[2:])

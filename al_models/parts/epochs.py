@@ -1,9 +1,10 @@
-"""Training batches out of an image source, epoch after epoch, without ever waiting for the store.
+"""Training batches out of an image source, epoch after epoch, that hardly ever wait for the store.
 
-What fits in memory is read once. What does not is read a window of images at a time, the next one in the background
-while the last is learned from; windows are of random blocks of neighbouring images, since a store reads those together.
-An epoch's order depends on the seed and its number alone, so a resumed training sees what an undisturbed one would.
-What a method makes of a batch on the CPU, such as synthetic defects, is prepared by threads ahead of the device.
+Images that fit in memory together are read once. Otherwise a window of images is read at a time, the next one in the
+background while the last is learned from. A window is made of random blocks of neighbouring images, since a store reads
+those together. An epoch's order depends on the seed and its number alone, so that a resumed training sees the same
+batches as an undisturbed one. Where a method prepares batches on the CPU, such as synthetic defects, threads do so
+ahead of the device.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ AHEAD = 4
 """Batches that are prepared ahead."""
 
 Prepare = Callable[[ImageBatch, Sequence[np.random.Generator]], Any]
-"""A batch on the CPU, and a random generator for each of its images -> what a step learns from."""
+"""(batch on the CPU, a random generator for each of its images) -> the data that a step learns from."""
 
 
 class Epochs:
@@ -44,12 +45,12 @@ class Epochs:
         in_memory: int = IN_MEMORY,
         prepare: Prepare | None = None,
     ) -> None:
-        """`prepare`: what is made of each batch, by threads, ahead of the step that wants it. The generator of an image
+        """`prepare` is applied to each batch by threads, ahead of the step that takes it. The generator of an image
         depends on the seed, the epoch and the image's id alone, whatever the batch and whichever step was the first."""
         self.source, self.rows, self.batch_size, self.seed = source, list(rows), batch_size, seed
         self.prepare, self._prepared = prepare, dict[int, Future[Any]]()
         self.waited_s = 0.0
-        """Seconds in which the training had to wait for images, features, or what is made of them."""
+        """Seconds in which the training had to wait for images, features, or prepared batches."""
         fit = max(1, in_memory // _size(source.read(self.rows[:1])))
         self.whole = fit >= len(self.rows)
         self._window = len(self.rows) if self.whole else max(BLOCK, fit // 2)  # the next one needs its room, too
@@ -69,11 +70,11 @@ class Epochs:
         self._reader.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
-        """Batches an epoch: of `batch_size` images, or somewhat less, so that all are of nearly one size."""
+        """Number of batches an epoch; they hold `batch_size` images or fewer, so that all are of nearly one size."""
         return len(self._steps)
 
     def batch(self, step: int) -> Any:
-        """The batch of this step, counting through all epochs, on the CPU: an ImageBatch, or what is prepared of it."""
+        """The batch of this step, counted through all epochs, on the CPU: an ImageBatch, or the result of `prepare`."""
         if self.prepare is None:
             return self._raw(step)
         wanted = range(step, step + AHEAD)
@@ -99,7 +100,7 @@ class Epochs:
         return _chosen(held, order[part * n // parts : (part + 1) * n // parts])
 
     def _read(self, epoch: int, window: int) -> ImageBatch:
-        """The images of a window; the next window is asked for."""
+        """The images of a window; the reading of the next window is started."""
         if self.whole:
             epoch = 0  # one window holds all, whatever the epoch
         last = self._length(window + 1) == 0
@@ -167,6 +168,6 @@ def _empty_like(part: ImageBatch, n: int) -> ImageBatch:
 
 
 def _size(batch: ImageBatch) -> int:
-    """Bytes."""
+    """Bytes of the images and features of a batch."""
     tensors = [*batch.features.values(), *([] if batch.images is None else [batch.images])]
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,9 +1,10 @@
-"""The frame: what lies along the rim of a map, brought to the level that good images have inside.
+"""The frame: a strip along the rim of a map, brought to the level that good images have inside.
 
-A network sees its padding there, and what it learns from is rarer: on a texture, good images then have their highest
-values at the rim, and their score says nothing of the part. Good images themselves tell how much higher and how much
-wilder a map is at each place of the frame; there it is shifted and shrunk until both are as inside. It is never raised,
-and nothing inside is touched: dividing all of a map by its usual value would raise a calm background over the part.
+Along the rim a network sees its padding, and has fewer examples to learn from. On a texture, good images then have
+their highest values there, and their score says nothing about the part. Good images show how much higher the mean and
+the spread of a map are at each place of the frame; there the map is shifted and scaled down until both are as inside.
+It is never raised, and nothing inside is changed: dividing the whole map by its usual value would raise a calm
+background over the part.
 
 Shapes: n images, s pixels a side of a map, g cells a side of what is learned.
 """
@@ -18,11 +19,11 @@ from torch.nn import functional as F
 from al_models.errors import InvalidInput
 
 FRAME = 0.125
-"""Width of the frame as a share of the side: 32 of 256 pixels, which all of the padding's effect lies in."""
+"""Width of the frame as a share of the side: 32 of 256 pixels, within which the padding has its effect."""
 RIM = 1 / 16
-"""Width of what is called the rim: 16 of 256 pixels, 23 % of the area."""
+"""Width of the rim as a share of the side, for counting maps that peak there: 16 of 256 pixels, 23 % of the area."""
 LOOKED_AT = 128
-"""Good images at most that tell the levels."""
+"""Good images, at most, from which the levels are learned."""
 _CELL = 4
 """Pixels of a map that share their levels."""
 
@@ -47,7 +48,8 @@ class FrameMoments:
         self.count += other.count
 
     def levels(self, width: float) -> Tensor:
-        """What to multiply each cell by, and what to add then: float32 (2, g, g); `width` as a share of the side.
+        """The gain that each cell is multiplied by and the shift that is then added: float32 (2, g, g); `width` is a
+        share of the side.
 
         Raises InvalidInput for a frame that leaves nothing inside.
         """
@@ -63,7 +65,7 @@ class FrameMoments:
 
 
 def in_frame(side: int, width: float) -> Tensor:
-    """Which cells of a square lie within `width` of its rim, a share of the side below a half: bool (side, side)."""
+    """The cells of a square within `width` of its rim, a share of the side below a half: bool (side, side)."""
     place = (torch.arange(side) + 0.5) / side
     near = torch.minimum(place, 1 - place) < width
     return near[:, None] | near
@@ -76,7 +78,7 @@ def peaks_at_rim(maps: np.ndarray) -> np.ndarray:
 
 
 def levelled(maps: Tensor, levels: Tensor) -> Tensor:
-    """Maps (n, s, s) with their frame at the level of the inside, by what `levels` gave."""
+    """Maps (n, s, s) with their frame at the level of the inside, by the gain and shift of `FrameMoments.levels`."""
     size = maps.shape[-2:]
     gain, shift = F.interpolate(levels[None].to(maps.device), size=size, mode="bilinear", align_corners=False)[0]
     return maps * gain + shift

@@ -27,7 +27,7 @@ class PositionGaussians:
 
     @staticmethod
     def of(count: int, mean: Tensor, scatter: Tensor) -> PositionGaussians:
-        """Take up what was seen before; the tensors (p, 1, c) and (p, c, c) are updated in place."""
+        """The moments of `count` images seen before; mean (p, 1, c) and scatter (p, c, c) are updated in place."""
         found = PositionGaussians(0, 0)
         found.count, found.mean, found.scatter = count, mean, scatter
         return found
@@ -63,7 +63,7 @@ def total_variance(count: int, mean: Tensor, scatter: Tensor) -> Tensor:
 
 
 def whitening(count: int, scatter: Tensor, epsilon: float) -> Tensor:
-    """(p, c, c) lower triangular W of each position: |W (x - mean)| is the Mahalanobis distance.
+    """Lower triangular W (p, c, c) of each position: |W (x - mean)| is the Mahalanobis distance.
 
     `scatter` (p, c, c) of `count` images gives the covariance, regularised by epsilon on its diagonal (PaDiM,
     arXiv:2011.08785, eq. 1), so that fewer images than channels are no trouble.
@@ -115,7 +115,7 @@ def pack_symmetric(matrices: Tensor) -> Tensor:
 
 
 def unpack_symmetric(packed: Tensor, channels: int) -> Tensor:
-    """What `pack_symmetric` gave -> (p, c, c)."""
+    """The symmetric matrices (p, c, c) of triangles (p, c * (c + 1) / 2) that `pack_symmetric` gave."""
     rows, columns = torch.tril_indices(channels, channels, device=packed.device)
     matrices = packed.new_empty(len(packed), channels, channels)
     matrices[:, rows, columns] = packed

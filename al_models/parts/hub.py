@@ -16,7 +16,7 @@ _Network = TypeVar("_Network")
 
 
 def asks_hub_once(build: Callable[[FeatureSpec], _Network]) -> Callable[[FeatureSpec], _Network]:
-    """The same; but where no hub answers, its client takes what it has kept, instead of asking for a minute."""
+    """`build`; but where no hub answers, the hub's client takes the files that it kept, without a minute of retries."""
 
     @wraps(build)
     def built(spec: FeatureSpec) -> _Network:

@@ -27,7 +27,7 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
 _OTHERS = {"JXL": (b"\x00\x00\x00\x0cJXL ", b"\xff\x0a"), "JXR": (b"II\xbc",)}
 """Formats that Pillow does not read, by their first bytes."""
 WHOLE = 65535.0
-"""The range of 16 bits."""
+"""The largest value of 16 bits."""
 MAX_PIXELS = 89_478_485
 """Larger images are refused (Pillow's own limit for a decompression bomb: 256 MiB of RGB)."""
 
@@ -106,7 +106,7 @@ def decode(data: bytes, white: float | None = None) -> Decoded:
 def _scaled(
     deep: np.ndarray, white: float | None, notes: list[str | None], upper: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
-    """Values as uint8, and the share of them beyond `white`. `upper`: the upper 8 bits of each, of colour."""
+    """Values as uint8, and the share of them beyond `white`. `upper`: the upper 8 bits of colour values, else None."""
     real = deep.dtype.kind == "f"
     if white is None and real:
         white = 1.0 if deep.max() <= 1 else 255.0
@@ -129,8 +129,8 @@ def _scaled(
 
 
 def learned_white(highest: Iterable[float]) -> float | None:
-    """The end of the range that good images were taken in, from the largest value of each with more than 8 bits: the
-    smallest number of bits, 8 to 16, that holds all values (1 where all are fractions). None without such images.
+    """The white that good images were taken with, from the largest value of each image with more than 8 bits: the
+    largest value of the fewest bits, 8 to 16, that hold all values; 1 where all are fractions; None without any.
 
     Images that need over two bits more than the median are left out, since one with a hot pixel, or of another export,
     would leave the others a few gray levels. None of this depends on order.
@@ -307,8 +307,8 @@ def _opened_by_imagecodecs(data: bytes) -> Image.Image | None:
 
 
 def _deep(image: Image.Image, data: bytes, bits: int) -> np.ndarray | None:
-    """The values of a loaded image with more than 8 bits a channel, (h, w) or (h, w, 3); None of another, and where
-    they cannot be had (the upper 8 bits are, then)."""
+    """The values of a loaded image with more than 8 bits a channel, (h, w) or (h, w, 3); None of another image, and
+    where only the upper 8 bits can be read."""
     if image.mode in _DEEP:
         return np.asarray(image)
     if bits <= 8 or image.mode not in ("L", "RGB", *_ALPHA):
@@ -346,7 +346,7 @@ def _too_large(given: str) -> str:
 
 
 def _bit_depth(image: Image.Image, data: bytes) -> int:
-    """From the file, because Pillow opens 16-bit colour as plain RGB."""
+    """Bits a channel, at least 8, as the file says, since Pillow opens 16-bit colour as plain RGB."""
     if image.format == "PNG":
         bits = data[24]  # the header chunk's bit depth always lies there
     elif image.format == "TIFF":

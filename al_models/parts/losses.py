@@ -1,4 +1,4 @@
-"""Losses with several users. SSIM serves twice: as the loss of a reconstruction and, pixel by pixel, as its map."""
+"""SSIM, as the loss of a reconstruction and, pixel by pixel, as its map."""
 
 from __future__ import annotations
 

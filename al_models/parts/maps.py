@@ -22,7 +22,8 @@ SIGMA = 4.0
 def to_maps(patches: Tensor, size: int, sigma: float = SIGMA, offset: Offset = (0.0, 0.0)) -> Tensor:
     """Patch scores (n, h, w) -> smoothed maps float32 (n, size, size).
 
-    In pixels of the map: `sigma`, 0 for none, and `offset`, how far below and right of what they tell of patches lie.
+    Both in pixels of the map: `sigma` of the smoothing, 0 for none; `offset` (`parts/offsets.py`), how far below and
+    right of the image content that they respond to the patches lie, which is undone.
     """
     rows = _operator(patches.shape[1], size, sigma, offset[0]).to(patches.device)
     columns = _operator(patches.shape[2], size, sigma, offset[1]).to(patches.device)
@@ -31,7 +32,7 @@ def to_maps(patches: Tensor, size: int, sigma: float = SIGMA, offset: Offset = (
 
 @lru_cache(maxsize=64)
 def _operator(grid: int, size: int, sigma: float, offset: float) -> Tensor:
-    """(size, grid): upsample a line of patches, moved back by its offset, then smooth it."""
+    """The matrix (size, grid) that upsamples a line of patches, moves it back by its offset, and smooths it."""
     place = (torch.arange(size, dtype=torch.float64) + 0.5 + offset) * grid / size - 0.5
     distance = place.clamp(0, grid - 1)[:, None] - torch.arange(grid)
     upsample = (1 - distance.abs()).clamp(min=0).float()

@@ -1,11 +1,10 @@
-"""How far the cells of a backbone's layers lie beside what they answer to.
+"""Offsets of a backbone's layers: how far their cells lie beside the image content that they respond to.
 
-A convolution of stride 2 pads one side more than the other, and its weights have learned to make up for some of it: in
-images of 256 pixels, cells of EfficientNet-Lite0's layers answer to what lies 0.8, 0.2 and 1.8 pixels beside them; in
-some of 227 pixels 0.4, 2.6 and 4.6. A map drawn from them lies beside the defect by as much. So the offset of each
-layer is measured, by what bright, dark and noisy squares in a cloudy texture change, and maps are drawn where the
-cells' images lie (`parts/maps.py`). Moving the features themselves was tried: between two cells they are blurred, and
-moved by half the way only.
+A convolution of stride 2 pads one side more than the other, and its weights have learned to make up for some of it. So
+a cell of a layer responds most to content some pixels beside its own place, and a map drawn at the cells' places lies
+beside the defect by as much. Therefore the offset of each layer is measured: bright, dark and noisy squares are put
+into a cloudy texture, and the features' change is compared with the squares' places. Maps are then drawn where the
+cells respond (`parts/maps.py`). Moving the features themselves would blur them between two cells.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 PROBES = 24
-"""Squares that the offset is the mean of: it is then known to 0.1 pixels at stride 4, to 0.3 at stride 16."""
+"""Squares over which an offset is averaged; it is then known to 0.1 pixels at stride 4, to 0.3 at stride 16."""
 SQUARE = 12
 """Side of a square, in pixels."""
 PERIOD = 64
@@ -28,13 +27,13 @@ _SPREAD = 32
 """Pixels over which the squares' places are spread: the stride of the coarsest usual layer."""
 
 Offset = tuple[float, float]
-"""How far below and right of what they answer to cells lie, in pixels of the image."""
+"""How far below and right of the content that they respond to cells lie, in pixels of the image."""
 
 
 @torch.no_grad()
 def measured_offsets(features: Callable[[Tensor], Mapping[int, Tensor]], side: int) -> dict[int, Offset]:
-    """The offset of each layer in images of `side` pixels: where the centre of mass of the squared change lies that a
-    square brings, the mean over `PROBES` squares.
+    """The offset of each layer in images of `side` pixels: from a square's centre to the centre of mass of the squared
+    change that it brings to the layer, mean over `PROBES` squares.
 
     `features`: uint8 (n, side, side, 3) -> key -> (n, c, h, w).
     """
@@ -51,13 +50,13 @@ def measured_offsets(features: Callable[[Tensor], Mapping[int, Tensor]], side: i
 
 
 def probe_side(side: int) -> int:
-    """A small side of images that are padded as those of `side` pixels are."""
+    """The side of small images that are padded as images of `side` pixels are."""
     return _SIDE + side % PERIOD
 
 
 def _probes(side: int) -> tuple[Tensor, Tensor]:
-    """Two textures, each with copies that a square was put into, and where: uint8 (2, 1 + squares, side, side, 3), and
-    float64 (2 * squares, 2), the centres in pixels."""
+    """Two textures, each followed by copies with a square in them, uint8 (2, 1 + squares, side, side, 3); and the
+    squares' centres in pixels, float64 (2 * squares, 2)."""
     rng = np.random.default_rng(0)
     clouds = sum(s * gaussian_filter(rng.standard_normal((2, side, side, 3)), (0, s, s, 0)) for s in (1, 2, 4))
     textures = np.clip(128 + 25 * clouds / clouds.std(), 0, 255).astype(np.uint8)

@@ -16,8 +16,9 @@ from al_models.types import ImageBatch, ImageSource
 IN_MEMORY = 2 * 2**30
 """Bytes of patch vectors that are kept in memory."""
 RECTIFIED = 0.5 - 0.5 / math.pi
-"""Variance of a rectified standard normal, 0.34: that of the features which papers give their constants for (an epsilon
-of 0.01, a learning rate, a clamp). Other backbones have others: EfficientNet-Lite0's linear outputs 84, 75 and 13."""
+"""Variance of a rectified standard normal, 0.34, which stands for that of the papers' features. Constants of the papers
+(an epsilon of 0.01, a learning rate, a clamp) are meant for it. Features of other backbones are brought to it by
+`unit_of` and `layer_scales`; that of EfficientNet-Lite0's linear outputs is 84, 75 and 13."""
 
 
 def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode: str, pool: int = 1) -> Tensor:
@@ -29,7 +30,7 @@ def stack_layers(features: Mapping[int, Tensor], layers: Sequence[int], *, mode:
     maps = [features[layer].float() for layer in layers]
     if pool > 1:
         # Zeros outside the image count, as in the authors' code: a border patch averages fewer real values and would
-        # otherwise lie farther from every other patch than many a defect (image AUROC on `grid` 98 instead of 81).
+        # otherwise lie farther from every other patch than many a defect.
         maps = [F.avg_pool2d(m, pool, stride=1, padding=pool // 2) for m in maps]
     grid = finest_grid(dict(enumerate(maps)))
     corners = {"align_corners": False} if mode == "bilinear" else {}
@@ -67,7 +68,7 @@ def choose_channels(features: Mapping[int, Tensor], layers: Sequence[int], count
 
 
 def on_device(batch: ImageBatch, device: str) -> dict[int, Tensor]:
-    """The features of a batch where they are computed on."""
+    """The features of a batch on the device."""
     return {layer: value.to(device, non_blocking=True) for layer, value in batch.features.items()}
 
 
@@ -99,10 +100,7 @@ def _in_a_file(shape: tuple[int, int]) -> Tensor:
 
 
 def channel_means(layers: Iterable[Tensor]) -> np.ndarray:
-    """What an image looks like as a whole: the mean over positions of each channel, all layers side by side.
-
-    (n, c, h, w) each -> float64 (n, sum of c).
-    """
+    """The mean over positions of each channel, all layers side by side: (n, c, h, w) each -> float64 (n, sum of c)."""
     return np.concatenate([values.float().mean((2, 3)).double().cpu().numpy() for values in layers], axis=1)
 
 
@@ -111,34 +109,34 @@ def channel_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel over these rows, layer after layer: float32 (c of all layers,) on the CPU.
 
-    One pass, in float64. A channel that hardly varies, as one that is dead in good images, is given a deviation of 3 %
-    of its layer's: divided by its own, a defect that wakes it would drown all others.
+    One pass, in float64. A deviation is at least 3 % of its layer's: a channel that is nearly constant on good images
+    would, divided by its own, dominate all others where a defect changes it.
     """
     means, variances = _moments(source, rows, layers, device)
     return torch.cat(means).float(), torch.cat([deviations_of(variance) for variance in variances]).float()
 
 
 def deviations_of(variances: Tensor) -> Tensor:
-    """What to divide channels by, of these variances (c,), for a deviation of 1: (c,).
+    """The divisors (c,) that bring channels of these variances (c,) to a deviation of 1.
 
-    At least 3 % of what they have on average, so that one that is dead in good images is not blown up; 1 where none
-    varies.
+    At least 3 % of the root mean variance, so that a channel that is nearly constant on good images is not blown up; 1
+    where none varies.
     """
     deviations = torch.maximum(variances, 1e-3 * variances.mean()).sqrt()
     return torch.where(deviations > 0, deviations, 1.0)
 
 
 def layer_scales(source: ImageSource, rows: Sequence[int], layers: Sequence[int], device: str) -> Tensor:
-    """What to divide each layer by, so that its channels vary as those of the papers do: float32 (layers,) on the CPU.
+    """The divisor of each layer that brings it to the scale of the papers' features: float32 (layers,) on the CPU.
 
-    Their variance over these rows and all positions, averaged over the channels, is `RECTIFIED` then. One pass.
+    The variance over these rows and all positions, averaged over the channels, is `RECTIFIED` then. One pass.
     """
     _, variances = _moments(source, rows, layers, device)
     return torch.stack([unit_of(variance) for variance in variances]).float()
 
 
 def unit_of(variances: Tensor) -> Tensor:
-    """What to divide channels by, of these variances (c,), for a mean of `RECTIFIED`; 1 where none varies: ()."""
+    """The divisor () of channels of these variances (c,), by which their mean becomes `RECTIFIED`; 1 if none varies."""
     scale = (variances.mean() / RECTIFIED).sqrt()
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 

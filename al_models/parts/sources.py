@@ -40,7 +40,7 @@ class MemorySource(ImageSource):
 
     @property
     def offsets(self) -> Mapping[int, Offset]:  # type: ignore[override]
-        """Those of the backbone, measured when they are asked for."""
+        """As ImageSource: the offsets of the backbone's layers, measured at the first access."""
         if self._spec is None:
             return {}
         from al_models.parts.backbone import cached_backbone

@@ -29,9 +29,9 @@ from al_models.types import Checkpoints, Runtime
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCHEDULES = ("constant", "cosine", "one_cycle")
 RATE_AFTER_S = 5.0
-"""Seconds of training after which its rate is known, and how long it will take is told."""
+"""Seconds of training after which its rate is taken as known, and its whole time is announced."""
 LONG_S = 600.0
-"""Seconds of training from which on that is worth a sentence."""
+"""Seconds of a whole training from which on they are announced."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +46,26 @@ class TrainPlan:
     steps: int
     """Batches at most."""
     learning_rate: float
-    """The highest of the schedule."""
+    """The highest learning rate of the schedule."""
     optimiser: str = "adam"
     """adam, adamw or sgd."""
     momentum: float = 0.9
-    """Share of the last steps that sgd keeps."""
+    """Share of the running gradient that sgd keeps a step."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Shares of the mean gradient and the mean square that adam and adamw keep a step."""
     eps: float = 1e-8
-    """What adam and adamw add to the root they divide by."""
+    """Term that adam and adamw add to the root that they divide by."""
     weight_decay: float = 0.0
     """Added to the gradient (adam, sgd) or taken from the weights (adamw)."""
     schedule: str = "constant"
     """constant, cosine (to 0), or one_cycle (Smith & Topin 2019: 30 % up from 1/25, then down to 1/250000)."""
     warm_up: int = 0
-    """Steps at the start in which the rate rises in a line to what the schedule says."""
+    """Steps at the start in which the rate rises linearly to that of the schedule."""
     max_minutes: float | None = None
     """Minutes of training, over all resumptions, after which to stop; None: no limit. Where it stops a training, the
     result depends on the machine's speed."""
     clip: float | None = None
-    """Longest gradient of a module, in L2 norm; None: as it comes."""
+    """L2 norm that the gradient of a module is clipped to; None: no clipping."""
     check_every: int = 100
     """Steps from one look at the held-out images to the next."""
     patience: int | None = None
@@ -91,19 +91,19 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class Turn:
-    """Who lowers what: a module and its loss. Most phases have one turn a step, adversarial ones two."""
+    """A module and the loss that it lowers. Most phases have one turn a step, adversarial ones two."""
 
     module: nn.Module
     loss: Callable[[Any], torch.Tensor]
     """Batch -> scalar."""
     name: str = "loss"
-    """What the loss is called where it is shown beside others."""
+    """Name of the loss where it is shown beside others."""
     plan: TrainPlan | None = None
-    """Optimiser, rates and clip of its own; None: those of the phase. How long to learn, and when to look, is the
-    phase's to say."""
+    """Optimiser, rates and clip of its own; None: those of the phase. The number of steps and of looks is always the
+    phase's."""
     every: int = 1
-    """Steps of the phase from one of its own to the next; a critic of 1 beside a generator of 5 learns five times as
-    often. The first is the one in which that many have been made."""
+    """Steps of the phase from one of its own to the next, the first of which is step number `every`; a critic of 1
+    beside a generator of 5 learns five times as often."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -112,15 +112,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stage of a training: who learns from what, and for how long."""
+    """One stage of a training: the modules that learn, their batches, and the plan."""
 
     name: str
-    """What is said while it runs; empty where there is but one."""
+    """Name that progress reports show; empty where there is only one phase."""
     turns: Sequence[Turn]
     draw: Draw
     plan: TrainPlan
     validate: Callable[[], float] | None = None
-    """Judges the modules (lower is better, no gradient, eval mode); None: all steps are made, the last weights stay."""
+    """Loss of the modules on held-out images (lower is better; called without gradients, in eval mode); None: all steps
+    are made, and the last weights stay."""
 
     def __post_init__(self) -> None:
         names = [turn.name for turn in self.turns]
@@ -131,12 +132,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class History:
-    """How a phase went."""
+    """The course of a phase."""
 
     losses: tuple[tuple[int, float, float], ...]
     """(step, mean training loss of all turns since the last look, validation loss); NaN where nothing was held out."""
     stopped_by: str
-    """`patience`, `steps` or `time`."""
+    """Limit that ended it: `patience`, `steps` or `time`."""
     best_step: int
     """Step whose weights were kept."""
     turns: Mapping[str, tuple[float, ...]]
@@ -157,9 +158,9 @@ def train(what: str, phases: Iterable[Phase], runtime: Runtime) -> list[History]
     """Train the modules of one phase after the other in place, and leave them on the device, in eval mode, with their
     best weights.
 
-    `phases` may be a generator, which goes on when a phase has ended: what it does between two of them finds the
-    modules learned, also in a training that goes on after it was killed, and draws the same random numbers then. Raises
-    InvalidInput when a loss stops being finite, or when the checkpoint is another training's.
+    `phases` may be a generator, which is resumed when a phase has ended: code between two phases sees the modules as
+    learned and draws the same random numbers, also in a training that resumes after it was killed. Raises InvalidInput
+    when a loss stops being finite, or when the checkpoint is another training's.
     """
     device, histories = torch.device(runtime.device), list[History]()
     with seeded(runtime.seed, device):
@@ -178,7 +179,8 @@ def train(what: str, phases: Iterable[Phase], runtime: Runtime) -> list[History]
 
 
 class _Chain:
-    """The checkpoints of a training's phases in one place: that of the phase it is in, and the ends of those before."""
+    """The checkpoints of a training's phases in one place: the state of its current phase, and the ends of those
+    before."""
 
     def __init__(self, checkpoints: Checkpoints | None) -> None:
         self.checkpoints = checkpoints
@@ -187,7 +189,7 @@ class _Chain:
         self.ends: dict[str, np.ndarray] = {}
 
     def of_phase(self, number: int) -> dict[str, np.ndarray] | None:
-        """What is known of a phase: the state it was killed in, or ended with."""
+        """The state that a phase was killed in or ended with; None for one that had not begun."""
         if number > self.at:
             return None
         if number == self.at:
@@ -197,7 +199,7 @@ class _Chain:
         return {name.removeprefix(start): value for name, value in self.saved.items() if name.startswith(start)}
 
     def saver(self, number: int) -> Callable[[dict[str, np.ndarray]], None] | None:
-        """Saves a state of this phase; None where nothing is kept."""
+        """A function that saves a state of this phase; None without checkpoints."""
         checkpoints = self.checkpoints
         if checkpoints is None:
             return None
@@ -230,7 +232,8 @@ def losses_of_turns(histories: Sequence[History]) -> dict[str, np.ndarray]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Inside, torch's own random numbers (initial weights, dropout) come from `seed`; outside, nobody notices."""
+    """A context in which torch's own random numbers (initial weights, dropout) come from `seed`; outside of it the
+    generators are as they were."""
     device = torch.device(device)
     gpus = [_index(device)] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
@@ -255,7 +258,7 @@ def hold_out(n: int, seed: int, share: float = 0.1, at_least: int = 5) -> tuple[
 
 
 def rate(schedule: str, step: int, steps: int) -> float:
-    """Share of the highest learning rate to use at `step` of 0 .. steps - 1."""
+    """The learning rate at `step` of 0 .. steps - 1, as a share of the highest."""
     if schedule == "constant":
         return 1.0
     if schedule == "cosine":
@@ -269,7 +272,7 @@ def rate(schedule: str, step: int, steps: int) -> float:
 
 
 def _glide(start: float, end: float, share: float) -> float:
-    """Half a cosine from start to end."""
+    """The value at `share` (0 to 1) of half a cosine from start to end."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
@@ -296,7 +299,7 @@ def _run(training: _Training, save: Callable[[dict[str, np.ndarray]], None] | No
 
 
 def _tell_how_long(training: _Training) -> None:
-    """Say so once where a training will take long, at the rate of its first seconds."""
+    """Log, once, that a training will take long at the rate of its first seconds."""
     plan, seconds = training.plan, training.elapsed_s / training.step * training.plan.steps
     if seconds < LONG_S:
         return
@@ -312,13 +315,13 @@ def _tell_how_long(training: _Training) -> None:
 
 
 def whole_seconds(state: Mapping[str, np.ndarray]) -> float:
-    """Seconds that all steps of a training take at the rate so far, of a checkpoint's state."""
+    """Seconds that all steps of a training take at its rate so far, from the state in a checkpoint."""
     plan = json.loads(np.asarray(state["plan"]).tobytes().decode())
     return float(state["elapsed_s"]) / max(1, int(state["counters"][0])) * int(plan["steps"])
 
 
 def in_hours(seconds: float) -> str:
-    """A long time for people: `45 min`, `2 h 10 min`."""
+    """Seconds as text for people: `45 min`, `2 h 10 min`."""
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
@@ -338,7 +341,7 @@ class _Every:
 
 
 class _Training:
-    """A phase between two steps: everything that the next one depends on."""
+    """The state of a phase between two steps: everything that the next one depends on."""
 
     def __init__(self, what: str, phase: Phase, runtime: Runtime) -> None:
         self.what, self.turns, self.draw, self.plan = what, phase.turns, phase.draw, phase.plan
@@ -409,7 +412,7 @@ class _Training:
             self.best_weights = [_clone(turn.module.state_dict()) for turn in self.turns]
 
     def stopped_by(self) -> str | None:
-        """Why to stop now, or None."""
+        """The limit that ends the phase now: `patience`, `time` or `steps`; None when it goes on."""
         if self.plan.patience is not None and self.stale >= self.plan.patience:
             return "patience"
         if self.plan.max_minutes is not None and self.elapsed_s >= 60 * self.plan.max_minutes:
@@ -423,13 +426,13 @@ class _Training:
         self._mode(train=False)
 
     def history(self) -> History:
-        """How it went."""
+        """The course of the phase so far."""
         names = [turn.name for turn in self.turns]
         own = zip(*self.turn_losses, strict=True)
         return History(tuple(self.losses), self.stopped_by() or "", self.best_step, dict(zip(names, own, strict=True)))
 
     def state(self) -> dict[str, np.ndarray]:
-        """All of it as plain arrays."""
+        """All of the state as plain arrays."""
         state = {
             "plan": np.frombuffer(self._identity().encode(), np.uint8),
             "counters": np.array([self.step, self.best_step, self.stale]),
@@ -476,7 +479,7 @@ class _Training:
         self.best_weights = best if any(best) else []
 
     def _identity(self) -> str:
-        """What a checkpoint must agree with; how often it is written and the time allowed may differ."""
+        """The description that a checkpoint must agree with; without the limit of time and the times of checkpoints."""
         free = ("checkpoint_every_s", "max_minutes")
         plan = {name: value for name, value in asdict(self.plan).items() if name not in free}
         turns = [

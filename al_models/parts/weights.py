@@ -38,7 +38,7 @@ def weights_fingerprint(spec: FeatureSpec) -> str:
 
 
 def weights_file(weights: str) -> Path:
-    """The file a caller named. Raises WeightsUnavailable."""
+    """The path of the weights that a caller named. Raises WeightsUnavailable where it is no file."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsUnavailable(f"weights={weights!r} is no file; give the path of a .safetensors or .pth file")

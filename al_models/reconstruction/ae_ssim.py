@@ -1,21 +1,25 @@
 """SSIM auto-encoder: Bergmann, Löwe, Fauser, Sattlegger, Steger 2019, "Improving Unsupervised Defect Segmentation by
 Applying Structural Similarity to Autoencoders", VISAPP, arXiv:1807.02011.
 
-The idea: an auto-encoder whose bottleneck is too narrow for defects learns to reproduce patches of good texture. It is
-trained and judged by structural similarity (SSIM), which compares neighbourhoods in brightness, contrast and structure,
-so that an edge out of place by a pixel costs little and a changed structure of the right brightness costs much.
-The anomaly map is 1 - SSIM of the image and its reconstruction.
+The idea: an auto-encoder whose bottleneck is too narrow for defects learns to reconstruct patches of good texture. It
+is trained and judged by structural similarity (SSIM), which compares neighbourhoods in brightness, contrast and
+structure: an edge that is a pixel out of place costs little, while a changed structure of the right brightness costs
+much. The map is 1 - SSIM of the image and its reconstruction, averaged where patches overlap.
 
-The paper's: gray images resized to 256, patches of 128, the network of Table 1 (latent 100 for textures), SSIM window
-of 11, ADAM (learning rate 2e-4, weight decay 1e-5), 200 epochs of 10,000 patches; at test time patches at a stride of
-30 whose residual maps are averaged.
+Differs from the paper, or fills in what it leaves open:
+- Batches are of 16, drawn with replacement from the 10,000 patches.
+- Initial weights are He's (see `_initialise`).
+- The SSIM window is the Gaussian one of Wang et al. 2004; the paper gives its size only.
+- Training ends before 200 epochs when patches of held-out good images (10 % of those given) stop improving, and the
+  best weights are kept.
+- A last patch at each border is added to the stride, so that every pixel is covered.
+- The image score, which the paper does not define, is the maximum of the map.
 
-Ours: batches of 16, drawn with replacement from the 10,000 patches; He's initial weights (see `_initialise`); the
-Gaussian SSIM window of Wang et al. 2004 (the paper says only its size); training ends before 200 epochs when patches
-of held-out good images (10 % of those given) stop getting better, and the best weights are kept; a last patch at each
-border, so that every pixel is covered; the image score, which the paper does not define, is the maximum of the map.
+Kept from the paper: gray images resized to 256, patches of 128, the network of Table 1 (latent 100 for textures), an
+SSIM window of 11, Adam (learning rate 2e-4, weight decay 1e-5), at most 200 epochs of 10,000 patches; at test time
+patches at a stride of 30.
 
-Shape letters: n images or patches, h = w = image_size.
+Shapes: n images or patches, h = w = image_size.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ def cut_patches(source: ImageSource, rows: Sequence[int], count: int, generator:
 
 
 def patch_starts(length: int, stride: int) -> list[int]:
-    """Where patches begin along a side: every `stride` pixels, and at the end, so that all is covered."""
+    """First pixels of the patches along a side: every `stride` pixels, and one at the end, so that all is covered."""
     last = length - CROP
     return sorted({*range(0, last + 1, stride), last})
 
@@ -136,13 +140,13 @@ class AeSsim(TrainedDetector):
     image_size: Annotated[int, Ge(CROP)] = 256
     """Side of the square, in pixels; no smaller than a patch."""
     latent: PositiveInt = 100
-    """Numbers a patch is squeezed into; the paper: 100 for textures, 500 for its nanofibres."""
+    """Size of a patch's latent vector; the paper: 100 for textures, 500 for its nanofibres."""
     window: PositiveInt = 11
     """Side of the SSIM window, in pixels."""
     patches: PositiveInt = 10_000
-    """Random patches cut out of the training images; an epoch sees as many."""
+    """Random patches that are cut out of the training images, and patches of an epoch."""
     epochs: int = 200
-    """At most."""
+    """Epochs of training, at most."""
     batch_size: int = 16
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
@@ -185,7 +189,7 @@ class AeSsim(TrainedDetector):
         return replace(super()._plan(per_epoch), check_every=four_an_epoch, min_improvement=self.min_improvement)
 
     def _loss(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """1 - SSIM of gray patches (n, 1, 128, 128) in [0, 1] and what is made of them."""
+        """1 - SSIM of gray patches (n, 1, 128, 128) in [0, 1] and their reconstructions: scalar."""
         return ssim_loss(batch, network(batch), side=self.window)
 
     def _judge(self, network: nn.Module, batch: ImageBatch, draws: Generators) -> tuple[torch.Tensor, torch.Tensor]:

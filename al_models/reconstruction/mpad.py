@@ -1,23 +1,28 @@
 """MPAD, as described: reference [50] of Tao et al. 2022, "Deep learning for unsupervised anomaly localization in
 industrial images: a survey", arXiv:2207.10298; the paper itself could not be consulted.
 
-The idea, all that is certain: an auto-encoder on pretrained features of several scales; its latent vectors are replaced
-by their K-means prototypes, so that the decoder is never told of what good images do not contain; the map is the
-residual of the features over the scales. The published PRO on MVTec AD, 95.5, is the highest of the survey.
+The idea: an auto-encoder is trained on pretrained features of several scales. Its latent vectors are replaced by their
+nearest K-means prototypes, so that the decoder is never told of anything that good images do not contain. The map is
+the residual of the features over the scales. That is all that is known of the paper.
 
-Our reading of all else. Each scale (layer) has an auto-encoder of its own: 3 x 3 convolution to `width` channels, batch
-norm, ReLU, 1 x 1 to the latent vector of a position; the decoder mirrors it. Each latent vector is replaced by the
-nearest of the scale's prototypes before it is decoded, in training as in prediction, and gradients pass straight
-through the replacement (van den Oord et al. 2017, arXiv:1711.00937). The first prototypes are drawn from the first
-batch's latent vectors; after that, assignment and training alternate step by step: each step assigns its latent vectors
-with the prototypes as they are, moves each prototype towards the mean of those assigned to it (K-means by exponential
-averages, which forget at `decay` a step since the encoder moves too), and lowers the loss. A prototype to which next to
-nothing came is set onto a random latent vector of the batch. The loss is the mean squared residual of the scales, plus
-`commitment` times the mean squared distance of latent vectors to their prototypes. Channels are standardised by the
-good images' mean and deviation, and a scale's residual is the mean over its channels, so that every scale counts alike.
-The map is the sum of the upsampled residuals, smoothed with sigma 4 as all methods of its group do; the image score is
-its maximum. Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`): on a texture,
-the rim would decide the score; `frame=0` is the paper's form.
+Our reading of the network: each scale (layer) has an auto-encoder of its own. Its encoder is a 3 x 3 convolution to
+`width` channels, batch norm, ReLU, and a 1 x 1 convolution to the latent vector of a position; the decoder mirrors it.
+Each latent vector is replaced by the nearest of the scale's prototypes before it is decoded, in training as in
+prediction. Gradients pass straight through the replacement (van den Oord et al. 2017, arXiv:1711.00937).
+
+Our reading of the prototypes: the first are drawn from the first batch's latent vectors. Then each training step
+assigns its latent vectors to the prototypes as they are, moves each prototype towards the mean of those assigned to it,
+and lowers the loss. The means are exponential averages that keep the share `decay` a step, since the encoder moves,
+too. A prototype to which next to nothing was assigned is set onto a random latent vector of the batch.
+
+Our reading of loss and map: the loss is the mean squared residual, summed over the scales, plus `commitment` times the
+mean squared distance of latent vectors to their prototypes. Channels are standardised by the good images' mean and
+deviation, and a scale's residual is the mean over its channels, so that every scale counts alike. The map is the sum of
+the upsampled residuals, smoothed with sigma 4 as in all methods of its group; the image score is its maximum.
+
+Differs from the paper:
+- Along the rim, maps are brought to the level that good images have inside (`parts/frame.py`). On textures the rim
+  would otherwise decide the score; `frame=0` is the method's own form.
 
 Shapes: n images, c channels, h x w positions of a scale, k prototypes of d numbers.
 """
@@ -41,11 +46,12 @@ from al_models.trained import FeatureTrainedDetector, Generators, with_maximum
 from al_models.types import ImageBatch, ImageSource, Runtime, Traits
 
 _IDLE = 0.01
-"""Share of an equal share of the latent vectors below which a prototype begins anew."""
+"""A prototype begins anew when it gets less than this share of its even share of the latent vectors."""
 
 
 class Prototypes(nn.Module):
-    """K-means of latent vectors, learned while they are; all of it is in buffers, so that a training can resume."""
+    """K-means prototypes of latent vectors, learned while the encoder of these learns; all are buffers, so that a
+    training can resume."""
 
     vectors: Tensor
     totals: Tensor
@@ -59,7 +65,8 @@ class Prototypes(nn.Module):
         self.register_buffer("counts", torch.zeros(count))  # (k,)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 (n, d, h, w) -> its prototypes, through which gradients pass, and the mean squared distance."""
+        """The prototypes of latent vectors float32 (n, d, h, w), through which gradients pass, and the mean squared
+        distance to them."""
         n, d, h, w = latent.shape
         z = as_vectors(latent)  # (n * h * w, d)
         with torch.no_grad():
@@ -73,12 +80,13 @@ class Prototypes(nn.Module):
         return nearest(z.detach(), self.vectors)[1][:, 0]
 
     def _learn(self, z: Tensor) -> Tensor:
-        """The rows of the prototypes nearest to `z`, which are moved."""
+        """The rows of the prototypes nearest to latent vectors (m, d); these prototypes are moved towards them."""
         fresh = z[torch.randint(len(z), (len(self.vectors),), device=z.device)]
         if not self.counts.any():
             self.vectors.copy_(fresh)
             self.totals.copy_(fresh)
             self.counts.fill_(1.0)
+        # A step of K-means by running averages: counts are relative to an even share, so that 1 is usual.
         rows = self._assign(z)
         shares = torch.bincount(rows, minlength=len(self.vectors)).to(z) * (len(self.vectors) / len(z))
         sums = torch.zeros_like(self.totals).index_add_(0, rows, z) * (len(self.vectors) / len(z))
@@ -127,13 +135,13 @@ class Mpad(FeatureTrainedDetector):
     width: PositiveInt = 64
     """Channels between the features and the latent vectors."""
     latent: PositiveInt = 32
-    """Numbers of a latent vector."""
+    """Size of a position's latent vector."""
     prototypes: PositiveInt = 256
     """Prototypes of each scale."""
     decay: Annotated[float, Ge(0), Lt(1)] = 0.99
-    """Share of the averages, which the prototypes follow, that a step keeps."""
+    """Share of the prototypes' running averages that a step keeps."""
     commitment: NonNegativeFloat = 0.25
-    """Weight of the latent vectors' distance to their prototypes."""
+    """Weight of the latent vectors' squared distance to their prototypes, beside 1 for the residual."""
     epochs: int = 100
     batch_size: int = 8
     frame: float = FRAME
