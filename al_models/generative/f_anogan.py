@@ -185,10 +185,11 @@ class FAnogan(TrainedDetector):
         "width": 4,
         "latent": 8,
         "critic_steps": 2,
-        "epochs": 60,
-        "encoder_epochs": 60,
+        "penalty_weight": 1.0,
+        "epochs": 30,
+        "encoder_epochs": 30,
         "batch_size": 6,
-        "learning_rate": 3e-3,
+        "learning_rate": 6e-3,
         "encoder_learning_rate": 3e-3,
     }
 
