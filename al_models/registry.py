@@ -30,9 +30,13 @@ METHODS: dict[str, Method] = {
     "cs_flow": Method("generative.cs_flow:CsFlow", "generative", "Rudolph et al. 2022, arXiv:2110.02855"),
     "dfr": Method("embedding.dfr:Dfr", "embedding", "Yang et al. 2020, arXiv:2012.07122"),
     "differnet": Method("generative.differnet:Differnet", "generative", "Rudolph et al. 2021, arXiv:2008.12577"),
+    "f_anogan": Method(
+        "generative.f_anogan:FAnogan", "generative", "Schlegl et al. 2019, doi:10.1016/j.media.2019.01.010"
+    ),
     "fastflow": Method("generative.fastflow:Fastflow", "generative", "Yu et al. 2021, arXiv:2111.07677"),
     "favae": Method("embedding.favae:Favae", "embedding", "Dehaene and Eline 2020, arXiv:2008.05369"),
     "fyd": Method("embedding.fyd:Fyd", "embedding", "Zheng et al. 2022, arXiv:2110.04538"),
+    "ganomaly": Method("generative.ganomaly:Ganomaly", "generative", "Akcay et al. 2018, arXiv:1805.06725"),
     "gaussian_finetune": Method(
         "embedding.gaussian_finetune:GaussianFinetune", "embedding", "Rippel et al. 2021, arXiv:2108.04116"
     ),

@@ -188,8 +188,8 @@ class TrainedDetector(Detector):
         return [(int(step), float(learned), float(held)) for step, learned, held in getattr(self, "curve_", ())]
 
     def turn_losses(self) -> dict[str, list[float]]:
-        """Name of a turn -> its own mean loss since the last look, at each look of `curve`, and NaN in phases without
-        it; empty for a training with one turn."""
+        """Name of a turn -> its own mean loss since the last look, at each look of `curve`, and NaN where it had no
+        step; empty for a training with one turn."""
         names = [name for name in self.state_names() if name.endswith(_TURN)]
         return {name.removesuffix(_TURN): [float(loss) for loss in getattr(self, name)] for name in names}
 

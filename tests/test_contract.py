@@ -17,6 +17,7 @@ from al_models.parts.maps import to_maps
 from al_models.registry import detector_class
 from al_models.types import FeatureSpec, Prediction, Runtime, Traits
 
+_HIGHER = "higher_is_more_anomalous"
 _RIM = "good_textures_score_highest_anywhere"
 _PLACE = "maps_lie_where_the_images_do"
 EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -25,6 +26,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "gaussian_finetune",
         _RIM,
     ): "a Gaussian fits the images it learned at every position alike: they tell no level",
+    ("ganomaly", _HIGHER): "its score is of two codes, which networks of few steps bring together for noise, too",
     ("mkd", _PLACE): "a cloner of two epochs answers for itself, and it sees the image where it is",
     ("mlf_sc", _PLACE): "cuts border positions off and repeats the nearest inner ones, which move with the backbone",
     ("mlf_sc", _RIM): "cuts border positions off and repeats the nearest inner ones, which are then the whole rim",

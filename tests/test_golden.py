@@ -38,6 +38,8 @@ SLOWEST = 1e-6
 """A learning rate below which float32 would round a step away."""
 CHANGES = {("vt_adl", "ssim_weight"): 20}
 """Changes that show, where it takes more than 20 %: what an untrained decoder makes has hardly a slope of SSIM."""
+RATE = "learning_rate"
+"""What the names of learning rates end in, one a phase where they differ."""
 LOSS_WEIGHTS = ("commitment", "compactness")
 """Parameters that weigh a part of the loss and do not end in `_weight`."""
 TRAINED = [method for method in METHODS if detector_class(method).traits.trains]
@@ -50,8 +52,10 @@ def measured(method, **changed):
     """
     detector = quick_detector(detector_class(method))
     if method in TRAINED:
-        slower = max(SLOWER * detector.learning_rate, SLOWEST)
-        detector = replace(detector, epochs=2, batch_size=min(3, detector.batch_size), learning_rate=slower)
+        names = [field.name for field in fields(detector)]
+        short = {name: 2 for name in names if name.endswith("epochs")}
+        slow = {name: max(SLOWER * getattr(detector, name), SLOWEST) for name in names if name.endswith(RATE)}
+        detector = replace(detector, batch_size=min(3, detector.batch_size), **short, **slow)
     detector = replace(detector, **{name: getattr(detector, name) * (1 + by) for name, by in changed.items()})
     images, runtime = check_images(detector.image_size), Runtime(seed=7)
     with first_steps() as steps:
@@ -144,7 +148,7 @@ def test_a_method_gives_its_golden_values(method):
 def rates_and_weights(method):
     """The learning rates of a method, and the weights of the parts of its loss."""
     names = [field.name for field in fields(detector_class(method)) if field.name != "weight_decay"]
-    return [name for name in names if name.endswith(("learning_rate", "_weight")) or name in LOSS_WEIGHTS]
+    return [name for name in names if name.endswith((RATE, "_weight")) or name in LOSS_WEIGHTS]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def rates_and_weights(method):
     [pytest.param(m, name, id=f"{m}-{name}") for m in TRAINED for name in rates_and_weights(m)],
 )
 def test_a_changed_rate_or_weight_is_seen(method, parameter):
-    by = CHANGES.get((method, parameter), 0.05 if parameter.endswith("learning_rate") else 0.2)
+    by = CHANGES.get((method, parameter), 0.05 if parameter.endswith(RATE) else 0.2)
     changed = measured(method, **{parameter: by})
     assert differing(changed, json.loads(GOLDEN.read_text())[method])
 

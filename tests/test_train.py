@@ -84,6 +84,7 @@ def test_hours_are_written_for_people():
         {"optimiser": "adam", "weight_decay": 1e-3},
         {"optimiser": "adamw", "schedule": "cosine", "clip": 0.1},
         {"optimiser": "sgd", "schedule": "one_cycle"},
+        {"optimiser": "rmsprop", "betas": (0.0, 0.9), "eps": 1e-10},
     ],
 )
 def test_a_killed_fit_resumes_to_the_same_bits(changes, kill_at):
@@ -505,6 +506,12 @@ def test_each_turns_losses_are_kept_apart():
         "generator": (pytest.approx(-2.0), pytest.approx(-8.0)),
     }
     assert [row[1] for row in history.losses] == pytest.approx([-3.5, -13.0])
+
+
+def test_a_turn_without_a_step_since_the_last_look_has_no_loss_there():
+    *_, history = counted(every=6)
+    np.testing.assert_array_equal(history.turns["generator"], [math.nan, 0.0])
+    assert [row[1] for row in history.losses] == pytest.approx([-1.5, -5.0])  # the critic's alone
 
 
 def test_two_turns_of_one_name_are_refused():

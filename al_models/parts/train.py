@@ -26,7 +26,12 @@ import al_models.parts.precision  # noqa: F401 (full float32 on GPUs)
 from al_models.errors import InvalidInput, unknown
 from al_models.types import Checkpoints, Runtime
 
-OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+OPTIMISERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
 SCHEDULES = ("constant", "cosine", "one_cycle")
 RATE_AFTER_S = 5.0
 """Seconds of training after which its rate is taken as known, and its whole time is announced."""
@@ -48,15 +53,15 @@ class TrainPlan:
     learning_rate: float
     """The highest learning rate of the schedule."""
     optimiser: str = "adam"
-    """adam, adamw or sgd."""
+    """adam, adamw, rmsprop or sgd."""
     momentum: float = 0.9
     """Share of the running gradient that sgd keeps a step."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Shares of the mean gradient and the mean square that adam and adamw keep a step."""
+    """Shares of the mean gradient and the mean square that adam and adamw keep a step; rmsprop keeps the second."""
     eps: float = 1e-8
-    """Term that adam and adamw add to the root that they divide by."""
+    """Term that adam, adamw and rmsprop add to the root that they divide by."""
     weight_decay: float = 0.0
-    """Added to the gradient (adam, sgd) or taken from the weights (adamw)."""
+    """Added to the gradient (adam, rmsprop, sgd) or taken from the weights (adamw)."""
     schedule: str = "constant"
     """constant, cosine (to 0), or one_cycle (Smith & Topin 2019: 30 % up from 1/25, then down to 1/250000)."""
     warm_up: int = 0
@@ -141,7 +146,8 @@ class History:
     best_step: int
     """Step whose weights were kept."""
     turns: Mapping[str, tuple[float, ...]]
-    """Name of a turn -> its own mean loss at each look, over the steps in which it was its turn."""
+    """Name of a turn -> its own mean loss at each look, over the steps in which it was its turn; NaN where it had none
+    since the last."""
 
 
 def curve_of(histories: Iterable[History]) -> np.ndarray:
@@ -387,11 +393,9 @@ class _Training:
     def look(self) -> None:
         """Judge the held-out images, note the losses, keep the weights if they are the best so far."""
         since = self.losses[-1][0] if self.losses else 0
-        own = [
-            float(total) / max(1, self.step // turn.every - since // turn.every)
-            for total, turn in zip(self.loss_sums, self.turns, strict=True)
-        ]
-        trained = sum(own)
+        steps = [self.step // turn.every - since // turn.every for turn in self.turns]
+        own = [float(total) / n if n else math.nan for total, n in zip(self.loss_sums, steps, strict=True)]
+        trained = sum(loss for loss, n in zip(own, steps, strict=True) if n)
         self.loss_sums.zero_()
         judged = self._judge()
         if not math.isfinite(trained) or (self.validate and not math.isfinite(judged)):
@@ -512,10 +516,12 @@ class _Training:
 
 def _optimiser(module: nn.Module, plan: TrainPlan) -> torch.optim.Optimizer:
     learned = [p for p in module.parameters() if p.requires_grad]
-    # Fused: one pass over the weights; a step of many small ones takes a fifth of the time.
+    # Fused: one pass over the weights; a step of many small ones takes a fifth of the time. torch fuses no rmsprop.
     extra: dict[str, Any] = {"betas": plan.betas, "eps": plan.eps, "fused": True}
     if plan.optimiser == "sgd":
         extra = {"momentum": plan.momentum, "fused": True}
+    if plan.optimiser == "rmsprop":
+        extra = {"alpha": plan.betas[1], "eps": plan.eps}
     return OPTIMISERS[plan.optimiser](learned, lr=plan.learning_rate, weight_decay=plan.weight_decay, **extra)
 
 

@@ -30,6 +30,7 @@ from al_models.detector import Detector
 from al_models.metrics import PixelCounts, image_metrics
 from al_models.parts.backbone import cached_backbone
 from al_models.registry import METHODS, detector_class
+from al_models.trained import TrainedDetector
 from al_models.types import FeatureSpec, ImageBatch, ImageSource, Prediction
 from tasks.core.split import fit_and_calibration
 
@@ -107,8 +108,10 @@ def judged(category: Category, name: str, detector: Detector, runtime: Runtime, 
     labels = np.array([category.samples[place].label == "anomalous" for place in test])
     figures = image_metrics(found.scores, labels) | counts.metrics()
     if losses:
-        for step, learned, held in detector.curve():
-            print(f"step {step:.0f}: {learned:.5g} (held-out {held:.5g})")
+        turns = detector.turn_losses() if isinstance(detector, TrainedDetector) else {}
+        for look, (step, learned, held) in enumerate(detector.curve()):
+            own = "".join(f", {turn} {values[look]:.5g}" for turn, values in turns.items())
+            print(f"step {step:.0f}: {learned:.5g} (held-out {held:.5g}){own}")
     quality = " / ".join(f"{100 * figures[figure]:.1f}" for figure in ("image_auroc", "pixel_auroc", "pro"))
     steps = f" ({detector.curve()[-1][0]} steps)" if detector.curve() else ""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
