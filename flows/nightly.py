@@ -98,7 +98,7 @@ def _start(night: Night, sweep: Sweep, record: RunRecord) -> PrefectFuture[Decis
     """The proof of a cell that came through."""
     shared = next(one for one in sweep.categories if one.category.name == f"{record.dataset}/{record.category}")
     (cell,) = sweep.run.cells(record.dataset, record.category)
-    return challenge.submit(night, cell, sweep.inputs(cell, shared)["validate"], record)
+    return challenge.submit(night, cell, sweep.inputs(cell, shared), record)
 
 
 def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture[Decision] | None) -> Decision:
@@ -108,7 +108,7 @@ def _decision(store: Store, began: str, record: RunRecord, future: PrefectFuture
         return future.result()
     why = record.reason if failure is None else f"{failure[0]}: {failure[1]}"
     champion = Registry(store).aliases(f"{record.dataset}/{record.category}").points.get("champion")
-    stopped = (why or "").split(":")[0] in ("ingest", "verdict", "validate", "suspect", "screen")
+    stopped = (why or "").split(":")[0] in ("ingest", "validate", "suspect", "screen")
     outcome = "stopped" if stopped else "failed"
     decision = Decision(record.dataset, record.category, began, outcome, why or "no reason is known", champion)
     held = {one.id: one.path for one in read_held(store, decision.name) if one.state == "held"}
