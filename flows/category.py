@@ -64,20 +64,12 @@ class CategorySteps:
     guilty: list[PrefectFuture[Any]] = field(default_factory=list)
     """Steps that ended their worker while no other cell was under way."""
 
-    def submitting(self) -> Submitting:
-        """Sends steps to the workers that are not on their way yet."""
-        return Submitting(self)
-
-    def suspects(self, image_size: int) -> Steps:
-        """The images judged, and then what is suspected of them."""
-        do = self.submitting()
-        order.compared(do, self.run, order.judged(do, self.run, self.category, image_size), image_size)
-        return do.steps
-
-    def judged(self, image_size: int) -> Steps:
-        """The images judged."""
-        do = self.submitting()
-        order.judged(do, self.run, self.category, image_size)
+    def judged(self, image_size: int, suspects: bool) -> Steps:
+        """The images judged, and then what is suspected of them where that is wanted."""
+        do = Submitting(self)
+        images = order.judged(do, self.run, self.category, image_size)
+        if suspects:
+            order.compared(do, self.run, images, image_size)
         return do.steps
 
     def to_show(self) -> list[Steps]:
@@ -86,9 +78,7 @@ class CategorySteps:
         wanted = self.run.validation.severity("suspected_defect") != "off"
         features = {of for _, of, _ in self.submitted}
         sizes = [of for name, of, _ in self.submitted if name == prepare.name]
-        return [
-            self.suspects(size) if wanted and shared_spec(size) in features else self.judged(size) for size in sizes
-        ]
+        return [self.judged(size, wanted and shared_spec(size) in features) for size in sizes]
 
     def forget_lost(self) -> None:
         """Steps that were lost by no fault of their own are submitted again when they are asked for."""

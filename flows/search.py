@@ -15,7 +15,7 @@ from al_models.registry import create
 from flows import order
 from flows.benchmark import Outcome as Compared
 from flows.benchmark import compare
-from flows.category import CategorySteps, Steps, first_failure, listed
+from flows.category import CategorySteps, Steps, Submitting, first_failure, listed
 from flows.runs.runfile import DataSource, MethodRun, RunFile, RunFileError, SearchRun, to_toml
 from flows.runs.search import in_words
 from flows.sweep import Sweep
@@ -110,7 +110,7 @@ def _held_out(run: RunFile, store: Store, search: SearchRun, unusable: dict[str,
         found = listed(store, source)
         unusable |= {f"{source.dataset}/{name}": reason for name, reason in found.problems.items()}
         for category in found.categories:
-            do = CategorySteps(category, run).submitting()
+            do = Submitting(CategorySteps(category, run))
             images, _ = order.inputs(do, run, category, size, None)
             do("train", hold_out, images, folder, search.held_out, search.seed)
             started.append((category.name, do.steps))

@@ -16,7 +16,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 
 from flows import order
-from flows.category import CategorySteps, Steps, all_listed, first_failure
+from flows.category import CategorySteps, Steps, Submitting, all_listed, first_failure
 from flows.runs.runfile import RunFile
 from flows.where.runners import running_on
 from flows.where.watch import Watch
@@ -141,10 +141,10 @@ class Sweep:
 
     def inputs(self, cell: Cell, shared: CategorySteps) -> Validated:
         """What the cell learns from: the future of that."""
-        return order.inputs_of_cell(shared.submitting(), self.run, shared.category, cell)[0]
+        return order.inputs_of_cell(Submitting(shared), self.run, shared.category, cell)[0]
 
     def _start(self, cell: Cell, shared: CategorySteps) -> Steps:
-        do = shared.submitting()
+        do = Submitting(shared)
         order.record_of_cell(do, self.run, shared.category, cell)
         shared.to_show()  # what is suspected of the images is looked for meanwhile
         return do.steps
