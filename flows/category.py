@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from prefect.futures import PrefectFuture
 
-from al_models.types import FeatureSpec
+from flows import order
 from flows.runs.runfile import DataSource, IngestRun, RunFile, twice
 from flows.where.runners import in_processes
 from storage.errors import DatasetError
@@ -17,12 +17,11 @@ from storage.store import Store
 from tasks.core.handles import Category, Prepared, Validated
 from tasks.core.parts import Part, parts_of
 from tasks.demo_data import make_demo_data
-from tasks.extract import extract, extract_part
 from tasks.ingest import Ingested, ingest
 from tasks.prepare import prepare
 from tasks.report.data.report import Judged
-from tasks.suspect import shared_spec, suspect
-from tasks.validate import validate, verdict_key
+from tasks.suspect import shared_spec
+from tasks.validate import verdict_key
 
 Steps = dict[str, PrefectFuture[Any]]
 """Step -> its future, in the order in which one waits for the other."""
@@ -59,76 +58,32 @@ class CategorySteps:
 
     category: Category
     run: RunFile | IngestRun
-    submitted: dict[Any, PrefectFuture[Any]] = field(default_factory=dict)
+    submitted: dict[tuple[str, order.Of, Part | None], PrefectFuture[Any]] = field(default_factory=dict)
     listed: dict[str, int] = field(default_factory=dict)
     """Images: all, and those of the test; looked up once."""
     guilty: list[PrefectFuture[Any]] = field(default_factory=list)
     """Steps that ended their worker while no other cell was under way."""
 
-    def inputs(self, image_size: int, spec: FeatureSpec | None) -> Steps:
-        """The images of this size, judged, and the features where a spec is given: `validate` and `extract` are what
-        later steps need. Suspects are taken out first where the policy says so."""
-        steps = self._judged(image_size)
-        if spec is not None:
-            steps |= self._features(image_size, spec)
-        if self.run.validation.severity("suspected_defect") == "reject":
-            cleaned = self.suspects(image_size)
-            # The verdict before stays among the steps: where it stops the category, it says why, and not that a later
-            # step could not begin.
-            steps = {"prepare": steps["prepare"], "verdict": steps["validate"], **steps}
-            steps |= {"suspect": cleaned["suspect"], "validate": cleaned["suspect"]}
-        return steps
-
-    def suspects(self, image_size: int) -> Steps:
-        """The images judged, and then what is suspected of them."""
-        steps = self._judged(image_size) | self._features(image_size, shared_spec(image_size))
-        if ("suspect", image_size) not in self.submitted:
-            spec, run = shared_spec(image_size), self.run
-            judged = suspect.submit(steps["validate"], steps["extract"], spec, run.validation, run.device)
-            self.submitted["suspect", image_size] = judged
-        return {**steps, "suspect": self.submitted["suspect", image_size]}
+    def judged(self, image_size: int, suspects: bool) -> Steps:
+        """The images judged, and then what is suspected of them where that is wanted."""
+        do = Submitting(self)
+        images = order.judged(do, self.run, self.category, image_size)
+        if suspects:
+            order.compared(do, self.run, images, image_size)
+        return do.steps
 
     def to_show(self) -> list[Steps]:
         """What was judged, by image size; with suspects where the policy wants to know them and a cell asked for the
         features anyway."""
         wanted = self.run.validation.severity("suspected_defect") != "off"
-        sizes = [key[1] for key in self.submitted if isinstance(key, tuple) and key[0] == "prepare"]
-        return [
-            self.suspects(size) if wanted and shared_spec(size) in self.submitted else self._judged(size)
-            for size in sizes
-        ]
-
-    def looked_at(self, image_size: int) -> Validated:
-        """The judged images, within `only_looking`. Raises NotMadeYet or CategoryStopped."""
-        validated = validate.fn(prepare.fn(self.category, image_size), self.run.validation)
-        if self.run.validation.severity("suspected_defect") != "reject":
-            return validated
-        spec = shared_spec(image_size)
-        features = extract.fn(validated, spec, self.run.device)
-        return suspect.fn(validated, features, spec, self.run.validation, self.run.device)
+        features = {of for _, of, _ in self.submitted}
+        sizes = [of for name, of, _ in self.submitted if name == prepare.name]
+        return [self.judged(size, wanted and shared_spec(size) in features) for size in sizes]
 
     def forget_lost(self) -> None:
         """Steps that were lost by no fault of their own are submitted again when they are asked for."""
         kept = {key: step for key, step in self.submitted.items() if step in self.guilty or not _is_lost(step)}
         self.submitted = kept
-
-    def _judged(self, image_size: int) -> Steps:
-        if ("prepare", image_size) not in self.submitted:
-            prepared = prepare.submit(self.category, image_size)
-            self.submitted["prepare", image_size] = prepared
-            self.submitted["validate", image_size] = validate.submit(prepared, self.run.validation)
-        return {step: self.submitted[step, image_size] for step in ("prepare", "validate")}
-
-    def _features(self, image_size: int, spec: FeatureSpec) -> Steps:
-        """`extract`, after its parts where there are some."""
-        judged, parts = self._judged(image_size)["validate"], self.parts("all")
-        for part in parts:
-            if (spec, part) not in self.submitted:
-                self.submitted[spec, part] = extract_part.submit(judged, spec, self.run.device, part)
-        steps = {f"extract images {part}": self.submitted[spec, part] for part in parts}
-        if spec not in self.submitted:
-            self.submitted[spec] = extract.submit(judged, spec, self.run.device, list(steps.values()))
-        return {**steps, "extract": self.submitted[spec]}
 
     def parts(self, images: Literal["all", "test"]) -> list[Part]:
         """The parts that workers share of these images; none where the category is small, or in one process, where
@@ -142,6 +97,31 @@ class CategorySteps:
             test = sum(images for name, images in counts.items() if name.startswith("test_"))
             self.listed = {"all": counts.get("train", 0) + counts.get("validation", 0) + test, "test": test}
         return self.listed
+
+
+@dataclass
+class Submitting(order.Doing):
+    """Sends each step to the workers, those that cells share once; it gives the future."""
+
+    category: CategorySteps
+    steps: Steps = field(default_factory=dict)
+
+    def __call__(self, of: Any, step: Any, *args: Any) -> Any:
+        return self._sent(step.name, of, None, step, *args)
+
+    def parts(self, of: Any, step: Any, *args: Any) -> Any:
+        parts = self.category.parts("test" if of == "test" else "all")
+        name = f"{step.name.removesuffix(' part')} images"
+        return [self._sent(f"{name} {part}", of, part, step, *args, part) for part in parts]
+
+    def _sent(self, name: str, of: Any, part: Part | None, step: Any, *args: Any) -> PrefectFuture[Any]:
+        known = {} if of in order.OWN else self.category.submitted
+        key = step.name, of, part
+        if key not in known:
+            known[key] = step.submit(*args)
+        # The features of a cell's method come before those that suspects are looked for in, and keep the name.
+        self.steps.setdefault(name, known[key])
+        return known[key]
 
 
 def first_failure(steps: Steps) -> tuple[str, Exception] | None:

@@ -84,5 +84,5 @@ def _start(run: IngestRun, store: Store, unusable: dict[str, str]) -> list[tuple
         for category in found.categories:
             shared = CategorySteps(category, run)
             wanted = run.validation.severity("suspected_defect") != "off"
-            running.append((shared, shared.suspects(IMAGE_SIZE) if wanted else shared.inputs(IMAGE_SIZE, None)))
+            running.append((shared, shared.judged(IMAGE_SIZE, wanted)))
     return running

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from statistics import median
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -23,27 +24,20 @@ from rich.table import Table
 from al_models.parts.backbone import feature_shapes
 from al_models.parts.train import whole_seconds
 from al_models.types import FeatureSpec
-from flows.category import CategorySteps, all_listed, listed
-from flows.runs.runfile import RunFile, SearchRun
+from flows import order
+from flows.category import all_listed, listed
+from flows.runs.runfile import DataSource, RunFile, SearchRun
 from flows.runs.search import in_words
 from storage.records import RunRecord, read_records
 from storage.store import Store
-from tasks.calibrate import calibrate
 from tasks.core.compute import detector_of, inputs_of
-from tasks.core.handles import Category, Cell, Prepared, Validated
+from tasks.core.handles import Category, Cell, Prepared
 from tasks.core.steps import NotMadeYet, only_looking
 from tasks.core.stored import StoredCheckpoints
-from tasks.evaluate import evaluate
-from tasks.extract import extract
-from tasks.fit import fit
 from tasks.ingest import ingest
-from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.validate import CategoryStopped, validate
+from tasks.validate import CategoryStopped
 
-STEPS = ("prepare", "validate", "extract", "fit", "calibrate", "predict", "evaluate")
-_READS = {"fit": "train", "calibrate": "train", "predict": "test", "evaluate": "test"}
-"""The images that a step's time grows with; all of them where it is not named."""
 _HALF, _BYTE = 2, 1
 _TRIALS = 12
 """Trials of a search that are shown with their parameters."""
@@ -102,10 +96,32 @@ def plan(run: RunFile) -> Plan:
             for name, reason in ingested.problems.items():
                 found.cells += [PlannedCell(cell, (), reason) for cell in run.cells(source.dataset, name)]
             for category in ingested.categories:
-                looked = _Looked(run, store, category, found, rates)
                 for cell in run.cells(category.dataset, category.category):
-                    found.cells.append(looked.at(cell))
+                    found.cells.append(_planned(run, category, cell, _Planned(store, category, cell, found, rates)))
     return found
+
+
+def _planned(run: RunFile, category: Category, cell: Cell, do: _Planned) -> PlannedCell:
+    try:
+        order.record_of_cell(do, run, category, cell)
+    except CategoryStopped as error:
+        return PlannedCell(cell, (), str(error))
+    return PlannedCell(cell, tuple(do.left))
+
+
+class _Names(dict[str, str], order.Doing):
+    """Takes down each step and the images that its time grows with."""
+
+    def __call__(self, of: order.Of, step: Any, *args: Any) -> Any:
+        self[step.name] = of if of in order.OWN else "all"
+
+
+@cache
+def _steps() -> dict[str, str]:
+    """Those of any cell with features, in their order."""
+    names, run = _Names(), RunFile(data=[DataSource(dataset="", root="")])
+    order.record_of_cell(names, run, Category(*[""] * 6), Cell("", "", "padim"))
+    return names
 
 
 class Rates:
@@ -119,8 +135,8 @@ class Rates:
             test = sum(record.counts.get(f"test_{label}", 0) for label in ("good", "anomalous", "unknown"))
             images = {"train": counts["train"], "test": test, "all": sum(counts.values()) + test}
             for step, seconds in record.seconds.items():
-                rate = seconds / max(1, images[_READS.get(step, "all")])
-                seen[step, record.method if step in _READS else None].append(rate)
+                rate = seconds / max(1, images[_steps().get(step, "all")])
+                seen[_of(step, record.method)].append(rate)
         self.rates = {of: median(rates) for of, rates in seen.items()}
 
     def note(self, step: str, method: str, seconds: float, images: int) -> None:
@@ -129,113 +145,91 @@ class Rates:
 
     def seconds(self, step: str, method: str | None, images: int) -> float | None:
         """The estimate for so many images; None without a record of this step (and method)."""
-        rate = self.rates.get((step, method if step in _READS else None))
+        rate = self.rates.get(_of(step, method))
         return None if rate is None else rate * images
 
 
-class _Looked:
-    """What is there of one category."""
+def _of(step: str, method: str | None) -> tuple[str, str | None]:
+    """Whose rates count: of a step that methods share, those of all."""
+    return step, None if _steps().get(step, "all") == "all" else method
 
-    def __init__(self, run: RunFile, store: Store, category: Category, plan: Plan, rates: Rates) -> None:
-        self.run, self.store, self.category, self.plan, self.rates = run, store, category, plan, rates
+
+_UNKNOWN = object()
+
+
+def _named(step: Any, args: tuple[Any, ...], key: str | None) -> Any:
+    """What stands for an output that is not made: its key, where later steps are named by nothing else of it."""
+    if key is not None and step is prepare:
+        return Prepared(*args, key)
+    return key if key is not None and get_type_hints(step.fn)["return"] is str else _UNKNOWN
+
+
+class _Planned(order.Doing):
+    """Looks for each step of one cell, and notes it in the plan."""
+
+    def __init__(self, store: Store, category: Category, cell: Cell, plan: Plan, rates: Rates) -> None:
+        self.store, self.category, self.cell, self.plan, self.rates = store, category, cell, plan, rates
+        self.left: list[str] = []
         counts = store.get(category.catalogue).meta["counts"]
         self.images = {"train": counts.get("train", 0), "test": sum(n for k, n in counts.items() if k[:5] == "test_")}
         self.images["all"] = sum(n for name, n in counts.items() if name != "without_mask")
 
-    def at(self, cell: Cell) -> PlannedCell:
-        """The cell, its steps noted in the plan."""
-        size, spec = inputs_of(cell)
-        left: list[str] = []
-
-        def look(step: str, of: Any, what: str, ask: Callable[[], Any] | None, size_of: int | None) -> Any:
-            """The step's output, or None where it has to be made."""
-            made, missing = None, ask is None
-            try:
-                made = ask() if ask else None
-            except NotMadeYet as error:
-                made, missing = error.key, True
-            images = self.images[_READS.get(step, "all")]
-            if missing:
-                left.append(step)
-                self._note_begun(step, cell, made, images)
-            seconds = self.rates.seconds(step, cell.method, images)
-            noted = PlannedStep(step, f"{self.category.name} {what}".strip(), images, not missing, size_of, seconds)
-            self.plan.steps.setdefault((step, self.category.name, of), noted)
-            return made
-
+    def __call__(self, of: order.Of, step: Any, *args: Any) -> Any:
+        made, key, missing = None, None, True
         try:
-            validated = self._validated(look, size)
-        except CategoryStopped as error:
-            return PlannedCell(cell, (), str(error))
-        features = None
-        if spec is not None:
-            what = f"{spec.backbone} {spec.image_size} px, layers {', '.join(map(str, spec.layers))}"
-            ask = None if validated is None else lambda: extract.fn(validated, spec, self.run.device)
-            features = look("extract", spec, what, ask, self._of_features(spec))
-        self._of_cell(look, cell, validated, features, spec is None, size)
-        return PlannedCell(cell, tuple(left))
+            if _UNKNOWN not in args:
+                made, missing = step.fn(*args), False
+        except NotMadeYet as error:
+            key = error.key
+        images = self.images[of if of in order.OWN else "all"]
+        if missing:
+            made = _named(step, args, key)
+            self.left += [] if step.name in self.left else [step.name]
+            self._note_begun(step.name, key, images)
+        seconds = self.rates.seconds(step.name, self.cell.method, images)
+        what = f"{self.category.name} {self._what(of)}".strip()
+        noted = PlannedStep(step.name, what, images, not missing, self._bytes(step.name, of), seconds)
+        self.plan.steps.setdefault((step.name, self.category.name, self.cell.id if of in order.OWN else of), noted)
+        return made
 
-    def _note_begun(self, step: str, cell: Cell, key: str | None, images: int) -> None:
+    def _what(self, of: order.Of) -> str:
+        if isinstance(of, FeatureSpec):
+            return f"{of.backbone} {of.image_size} px, layers {', '.join(map(str, of.layers))}"
+        return f"{of} px" if isinstance(of, int) else f"{self.cell.method} seed {self.cell.seed}"
+
+    def _bytes(self, step: str, of: order.Of) -> int | None:
+        """Of the images, taken for colour; of features and maps. What only a fit could tell is not known, and what
+        other steps write is small."""
+        if step == "prepare":
+            return self.images["all"] * int(of) ** 2 * 3 * _BYTE
+        if isinstance(of, FeatureSpec):
+            return self.images["all"] * sum(math.prod(shape) for shape in feature_shapes(of).values()) * _HALF
+        if step == "predict":
+            return self.images["test"] * inputs_of(self.cell)[0] ** 2 * _HALF
+        return None if step == "fit" else 0
+
+    def _note_begun(self, step: str, key: str | None, images: int) -> None:
         """The rate of a training that was begun."""
         if step != "fit" or key is None:
             return
         state = StoredCheckpoints(self.store, f"checkpoints/{key}.safetensors").load()
         if state is not None:
-            minutes = detector_of(cell).params().get("max_minutes") or math.inf
-            self.rates.note("fit", cell.method, min(60 * minutes, whole_seconds(state)), images)
-
-    def _validated(self, look: Callable[..., Any], size: int) -> Validated | None:
-        """The judged images; None where that is still to be done, so that nobody can name what follows."""
-        prepared = look("prepare", size, f"{size} px", lambda: prepare.fn(self.category, size), self._of_images(size))
-        if isinstance(prepared, str):
-            prepared = Prepared(self.category, size, prepared)
-        found = look("validate", size, f"{size} px", lambda: validate.fn(prepared, self.run.validation), 0)
-        if not isinstance(found, Validated):
-            return None
-        try:
-            return CategorySteps(self.category, self.run).looked_at(size)  # without suspects, where they are rejected
-        except NotMadeYet:
-            return None
-
-    def _of_cell(
-        self,
-        look: Callable[..., Any],
-        cell: Cell,
-        validated: Validated | None,
-        features: str | None,
-        without_features: bool,
-        size: int,
-    ) -> None:
-        """The steps that are the cell's own."""
-        known = validated is not None and (without_features or features is not None)
-        what = f"{cell.method} seed {cell.seed}"
-        model = look("fit", cell.id, what, (lambda: fit.fn(cell, validated, features)) if known else None, None)
-        ready = known and model is not None
-        at = (cell, validated, features, model)
-        held = look("calibrate", cell.id, what, (lambda: calibrate.fn(*at)) if ready else None, 0)
-        of_maps = self.images["test"] * size * size * _HALF
-        maps = look("predict", cell.id, what, (lambda: predict.fn(*at)) if ready else None, of_maps)
-        look("evaluate", cell.id, what, (lambda: evaluate.fn(*at, held, maps)) if ready else None, 0)
-
-    def _of_images(self, size: int) -> int:
-        """Bytes of the decoded images, taken for colour."""
-        return self.images["all"] * size * size * 3 * _BYTE
-
-    def _of_features(self, spec: FeatureSpec) -> int:
-        return self.images["all"] * sum(math.prod(shape) for shape in feature_shapes(spec).values()) * _HALF
+            minutes = detector_of(self.cell).params().get("max_minutes") or math.inf
+            self.rates.note("fit", self.cell.method, min(60 * minutes, whole_seconds(state)), images)
 
 
 def tables(found: Plan) -> list[RenderableType]:
     """The plan for people: cells by category and method, steps to compute, features, and the sums."""
+    names = dict.fromkeys([*_steps(), *(step.name for step in found.steps.values())])
     cells = Table("category", "method", "cells", "done", "left to do", box=None, title="cells", title_justify="left")
     for (category, method), each in _grouped(found.cells).items():
         left = Counter(step for cell in each for step in cell.left)
         stopped = next((cell.stopped for cell in each if cell.stopped), "")
         done = sum(not cell.left and not cell.stopped for cell in each)
-        todo = stopped or ", ".join(f"{name} {left[name]}" for name in STEPS if left[name])
+        todo = stopped or ", ".join(f"{name} {left[name]}" for name in names if left[name])
         cells.add_row(category, method, str(len(each)), str(done), todo)
     steps = Table("step", "there", "to compute", "estimate", box=None, title="steps, each once", title_justify="left")
-    for name in STEPS:
+    for name in names:
         mine = [step for step in found.steps.values() if step.name == name]
         todo = [step for step in mine if not step.done]
         steps.add_row(name, str(len(mine) - len(todo)), str(len(todo)), _duration([step.seconds for step in todo]))

@@ -12,9 +12,10 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from al_models.registry import create
+from flows import order
 from flows.benchmark import Outcome as Compared
 from flows.benchmark import compare
-from flows.category import CategorySteps, Steps, first_failure, listed
+from flows.category import CategorySteps, Steps, Submitting, first_failure, listed
 from flows.runs.runfile import DataSource, MethodRun, RunFile, RunFileError, SearchRun, to_toml
 from flows.runs.search import in_words
 from flows.sweep import Sweep
@@ -109,14 +110,15 @@ def _held_out(run: RunFile, store: Store, search: SearchRun, unusable: dict[str,
         found = listed(store, source)
         unusable |= {f"{source.dataset}/{name}": reason for name, reason in found.problems.items()}
         for category in found.categories:
-            steps = CategorySteps(category, run).inputs(size, None)
-            held_out = hold_out.submit(steps["validate"], folder, search.held_out, search.seed)
-            started.append((category.name, {**steps, "hold out": held_out}))
+            do = Submitting(CategorySteps(category, run))
+            images, _ = order.inputs(do, run, category, size, None)
+            do("train", hold_out, images, folder, search.held_out, search.seed)
+            started.append((category.name, do.steps))
     data = []
     for name, steps in started:
         failure = first_failure(steps)
         if failure is None:
-            root = steps["hold out"].result()
+            root = steps[hold_out.name].result()
             data.append(DataSource(dataset="folder", root=root, categories=[name.replace("/", ".")]))
         else:
             unusable[name] = f"{failure[0]}: {failure[1]}"

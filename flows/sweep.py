@@ -13,23 +13,18 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flows.category import CategorySteps, Steps, all_listed, first_failure
+from prefect.futures import PrefectFuture
+
+from flows import order
+from flows.category import CategorySteps, Steps, Submitting, all_listed, first_failure
 from flows.runs.runfile import RunFile
 from flows.where.runners import running_on
 from flows.where.watch import Watch
 from storage.records import RunRecord
 from storage.store import Store
-from tasks.calibrate import calibrate
-from tasks.core.compute import inputs_of
 from tasks.core.failure import record_failure
-from tasks.core.handles import Cell
+from tasks.core.handles import Cell, Validated
 from tasks.core.steps import only_looking
-from tasks.evaluate import evaluate
-from tasks.evaluate.count import count_part
-from tasks.extract import extract
-from tasks.fit import fit
-from tasks.night.screen import screen
-from tasks.predict import predict, predict_part
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +44,14 @@ class Running:
     alone: bool = False
     """No other cell is under way."""
 
+    @property
+    def last(self) -> PrefectFuture[Any]:
+        """Its last step, which gives the record."""
+        return next(reversed(self.steps.values()))
+
     def ended(self) -> bool:
         """Whether its last step has; a step that fails ends those that wait for it."""
-        return _is_done(self.steps["evaluate"])
+        return _is_done(self.last)
 
     def step(self) -> str:
         """The first step that has not ended."""
@@ -130,50 +130,24 @@ class Sweep:
     def _found(self, cell: Cell, shared: CategorySteps) -> RunRecord | None:
         """The record of a cell whose outputs are all in the store; None for any other. To ask takes milliseconds, to
         send its steps to the workers ten times as long."""
-        size, spec = inputs_of(cell)
         try:
             with only_looking():
-                validated = shared.looked_at(size)
-                features = None if spec is None else extract.fn(validated, spec, self.run.device)
-                gate = self.run.screens()
-                if gate is not None:
-                    validated = screen.fn(cell, validated, features, self.run.validation, gate)
-                model = fit.fn(cell, validated, features)
-                calibration = calibrate.fn(cell, validated, features, model)
-                maps = predict.fn(cell, validated, features, model)
-                record = evaluate.fn(cell, validated, features, model, calibration, maps)
+                record = order.record_of_cell(order.Doing(), self.run, shared.category, cell)
         except Exception:  # whatever is wrong with it, its steps will meet and name
             return None
         self.inputs(cell, shared)
         shared.to_show()
         return record
 
-    def inputs(self, cell: Cell, shared: CategorySteps) -> Steps:
-        """The steps that a cell begins with; a night's new images are screened first."""
-        steps, gate = shared.inputs(*inputs_of(cell)), self.run.screens()
-        if gate is None:
-            return steps
-        judged = steps.pop("validate")
-        if ("screen", cell.id) not in shared.submitted:
-            screened = screen.submit(cell, judged, steps.get("extract"), self.run.validation, gate)
-            shared.submitted["screen", cell.id] = screened
-        # As for suspects: where the verdict before stops the category, it says why.
-        steps = {"prepare": steps["prepare"], "verdict": judged, **steps}
-        return steps | dict.fromkeys(("screen", "validate"), shared.submitted["screen", cell.id])
+    def inputs(self, cell: Cell, shared: CategorySteps) -> Validated:
+        """What the cell learns from: the future of that."""
+        return order.inputs_of_cell(Submitting(shared), self.run, shared.category, cell)[0]
 
     def _start(self, cell: Cell, shared: CategorySteps) -> Steps:
-        steps = self.inputs(cell, shared)
-        validated, features = steps["validate"], steps.get("extract")
-        model = fit.submit(cell, validated, features)
-        at, split = (cell, validated, features, model), shared.parts("test")
-        calibration = calibrate.submit(*at)
-        parts = {f"predict images {part}": predict_part.submit(*at, part) for part in split}
-        maps = predict.submit(*at, list(parts.values()))
-        counts = {f"count images {part}": count_part.submit(cell, validated, maps, part) for part in split}
-        record = evaluate.submit(*at, calibration, maps, list(counts.values()))
+        do = Submitting(shared)
+        order.record_of_cell(do, self.run, shared.category, cell)
         shared.to_show()  # what is suspected of the images is looked for meanwhile
-        of_cell = {"fit": model, "calibrate": calibration, **parts, "predict": maps, **counts, "evaluate": record}
-        return {**steps, **of_cell}
+        return do.steps
 
     def _ended(self, running: list[Running]) -> Iterator[RunRecord]:
         """The records of the cells that have ended since the last look, which are taken off the list."""
@@ -186,7 +160,7 @@ class Sweep:
             running.remove(each)
             failure = first_failure(each.steps)
             if failure is None:
-                yield each.steps["evaluate"].result()
+                yield each.last.result()
             elif isinstance(failure[1], CancelledError) and each.starts < _STARTS:
                 logger.warning("%s: %s was lost with the scheduler; starting again", each.cell.name, failure[0])
                 running_on().rejoin()

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from al_models.drift import FEWEST
 from flows.alerts import tell
-from flows.category import CategorySteps
+from flows.order import Doing, inputs
 from flows.runs.runfile import MethodRun, to_toml
 from storage.held import read_held, say
 from storage.models.versions import STATE
@@ -225,7 +225,7 @@ def test_after_a_month_of_updates_the_model_is_what_a_fit_of_all_images_gives(mo
     run, store = month.plant.run(**WAYS).as_benchmark(), month.plant.store
     (cell,) = run.cells("mvtec_ad", "brick")
     (category,) = ingest.fn(store.url, "mvtec_ad", run.data[0].root, ["brick"]).categories
-    validated = CategorySteps(category, run).looked_at(64)
+    validated, _ = inputs(Doing(), run, category, 64, None)
     spec = inputs_of(cell)[1]
     assert spec is not None
     whole = store.get(fit.fn(replace(cell, update=False), validated, extract.fn(validated, spec, "auto")))

@@ -16,7 +16,7 @@ from plant import NAME, Plant, listening
 import flows.alerts
 from flows.alerts import alert, one_at_a_time, tell
 from flows.runs.runfile import DataSource, MethodRun
-from storage.errors import StoreTooNew
+from storage.errors import Damaged, StoreTooNew
 from storage.nights import read_decisions
 from storage.store import Store
 from tasks.night.gate import Gate
@@ -85,6 +85,19 @@ def test_a_challenger_that_costs_too_much_is_kept_out(plant: Plant) -> None:
     assert "MiB for 14 images against" in decision.why
     assert (decision.champion, decision.challenger, plant.aliases["champion"]) == (1, 3, 1)
     assert decision.metrics == plant.registry.resolve(NAME).metrics
+
+
+@pytest.mark.parametrize("broken", ["tasks.night.prove.paces", "flows.nightly.rivals_of", "tasks.night.challenge.told"])
+def test_a_proof_that_breaks_leaves_the_old_champion(
+    broken: str, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise Damaged("version.json has changed")
+
+    monkeypatch.setattr(broken, breaks)
+    decision = plant.night()
+    assert (decision.outcome, decision.why) == ("failed", "challenge: version.json has changed")
+    assert decision.champion == plant.aliases["champion"] == 1
 
 
 def test_data_that_may_not_be_learned_from_end_the_night_with_the_old_champion(plant: Plant) -> None:

@@ -104,15 +104,15 @@ def test_new_images_are_read_in_the_range_of_the_version(tmp_path: Path) -> None
 
 
 def test_a_night_tells_of_another_range() -> None:
-    from tasks.night.challenge import _another_range
+    from tasks.night.told import another_range
 
     class Version(ModelVersion):
         def __init__(self, number: int, white: float | None) -> None:
             object.__setattr__(self, "number", number)
             object.__setattr__(self, "white", white)
 
-    said = _another_range(Version(3, 4095.0), Version(4, 16383.0))
+    said = another_range(Version(3, 4095.0), Version(4, 16383.0))
     assert said == "tonight's good images have the range of values 0 to 16383, and version 3 has 0 to 4095"
-    assert _another_range(Version(3, None), Version(4, None)) == ""
+    assert another_range(Version(3, None), Version(4, None)) == ""
     decision = replace(Decision("d", "c", "n", "promoted", "why"), range=said)
     assert decision.alarms == [f"range: {said}"]
