@@ -80,7 +80,7 @@ def test_one_step_is_the_energys_gradient_times_the_squared_error(learned):
     x = start.clone().requires_grad_()
     copies = learned.network_(x)[0]
     (x - copies).square().sum().backward()
-    expected = start - learned.rate * x.grad * (x - copies).detach().square()
+    expected = (start - learned.rate * x.grad * (x - copies).detach().square()).clamp(0, 1)
     torch.testing.assert_close(projected(of_steps(learned, 1), start, least=NOTHING), expected)
 
 
@@ -90,6 +90,12 @@ def test_the_descent_lowers_the_error(learned):
     found = [errors(learned, x) for x in trail]
     assert (found[0] > found[1]).all()
     assert (found[1] > found[2]).all()
+
+
+def test_images_stay_images_where_steps_are_too_long(learned):
+    wild = replace(learned, rate=50.0).load_state(learned.state())
+    ends = projected(wild, images_of(2, 6), least=NOTHING)
+    assert 0 <= float(ends.min()) <= float(ends.max()) <= 1
 
 
 def test_the_l1_distance_holds_images_back(learned):

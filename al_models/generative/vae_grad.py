@@ -7,18 +7,18 @@ normal: by gradient descent on an energy, the reconstruction error plus an L1 di
 keeps what need not change. The gradient is weighted pixel by pixel with the squared reconstruction error, so that
 well-made pixels stay and others move fast. The map is the difference between the image and where it ends.
 
-The paper's abstract says that much; its text was not to be had. By public re-implementations that agree on the weighted
-gradient:
-- rate 0.5 and weight 0.05 of the L1 distance, pixels in [0, 1], and an end of the descent where the error has come down
-  to the least one of the training images: the one that names the paper's values. It allows 25 steps.
-- 100 steps at most, 250 epochs of batches of 64, Adam at 5e-4 with betas (0.5, 0.999), whole colour images of 256 px:
-  dbbbbm/energy-projection-anomaly, whose auto-encoder is not variational, as read in the survey of budgets.
-- the convolutions of Bergmann et al. 2019 (arXiv:1807.02011) and a latent vector of 100.
+The paper's abstract says that much; its text was not to be had. Two public re-implementations, which agree on the
+weighted gradient, give the settings:
+- one that cuts images into patches of 128 px (the convolutions of Bergmann et al. 2019, arXiv:1807.02011, latent 100):
+  the descent's rate of 0.5, the weight 0.05 of the L1 distance, pixels kept in [0, 1], and an end where the error has
+  come down to the least one of the training images.
+- dbbbbm/energy-projection-anomaly: 100 steps at most, whole colour images of 256 px, 250 epochs of batches of 64, Adam
+  at 5e-4 with betas (0.5, 0.999). Its auto-encoder is not variational.
 
 Ours:
 - batch norm, and one more halving for each doubling of the image beyond 128 px, so that the last grid stays near 8.
 - the loss is the sum of squared errors and the divergence from a standard normal: a decoder of variance 1/2.
-- whole images throughout; the paper cuts textures into patches of 128 px.
+- whole images, also of textures.
 - the gradient flows through the auto-encoder, as the energy says; the re-implementations hold the reconstruction fixed.
 - each image ends its descent by itself. With `patience`, the least error is that of the held-out images.
 - the map is the mean absolute difference over the colours, and its maximum scores the image; the paper scores none.
@@ -184,7 +184,8 @@ class VaeGrad(TrainedDetector):
             energy = errors.sum() + self.stay * (x - start).abs().sum()  # no image's part depends on another
             (gradient,) = torch.autograd.grad(energy, x)
             step = self.rate * gradient * (x - copies).detach().square()
-            x = torch.where(moving[:, None, None, None], x - step, x)
+            # Beyond 1 an error's cube is larger than the error: a step would lead away, and the next one further.
+            x = torch.where(moving[:, None, None, None], (x - step).clamp(0, 1), x)
         return x.detach()
 
 
