@@ -56,6 +56,7 @@ METHODS: dict[str, Method] = {
         "embedding.uninformed_students:UninformedStudents", "embedding", "Bergmann et al. 2020, arXiv:1911.02357"
     ),
     "utrad": Method("embedding.utrad:Utrad", "embedding", "Chen et al. 2022, doi:10.1016/j.neunet.2021.12.008"),
+    "vae_grad": Method("generative.vae_grad:VaeGrad", "generative", "Dehaene et al. 2020, arXiv:2002.03734"),
     "vt_adl": Method("embedding.vt_adl:VtAdl", "embedding", "Mishra et al. 2021, arXiv:2104.10036"),
 }
 

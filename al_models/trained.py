@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from al_models.detector import Detector
 from al_models.errors import InvalidInput
 from al_models.parameters import Layers, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from al_models.parts.epochs import Epochs, collected, moved
+from al_models.parts.epochs import Epochs, Prepare, collected, moved, numpy_generators
 from al_models.parts.frame import LOOKED_AT, FrameMoments, levelled
 from al_models.parts.maps import to_maps
 from al_models.parts.patches import layer_scales
@@ -97,35 +97,53 @@ class TrainedDetector(Detector):
         self, network: nn.Module, source: ImageSource, learn: Sequence[int], held: Sequence[int], runtime: Runtime
     ) -> Iterator[Phase]:
         """The stages of the training, one after the other; by default one, in which all turns learn."""
-        with Epochs(source, learn, self.batch_size, runtime.seed) as epochs:
+        prepare = self._prepare(source, learn, runtime)
+        with Epochs(source, learn, self.batch_size, runtime.seed, prepare=prepare) as epochs:
             plan = self._plan(self._steps(len(epochs)))
-            validate = self._validation(network, source, held, runtime)
+            validate = self._validation(network, source, held, runtime, prepare)
             yield Phase("", self._turns(network), self._draw(epochs, runtime), plan, validate)
 
     def _finish(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> None:
         """Learn what follows from the trained `network_`; `rows` are those held out, or all where none are."""
 
+    def _prepare(self, source: ImageSource, rows: Sequence[int], runtime: Runtime) -> Prepare | None:
+        """What is made of each batch on the CPU, by threads, ahead of the step that learns from it, and of the held-out
+        images: something that `to` moves to a device. None: batches are learned from as they are. `rows`: those to
+        learn from."""
+        return None
+
     def _draw(self, epochs: Epochs, runtime: Runtime) -> Draw:
-        """The function that gives the batch of a step: by default images on the device, their features in float32."""
+        """The function that gives the batch of a step: by default images on the device, their features in float32, or
+        what `_prepare` makes of them."""
         return lambda step, generator: moved(epochs.batch(step), runtime.device)
 
     def _steps(self, batches: int) -> int:
         """Number of steps in an epoch of so many batches of images."""
         return batches
 
-    def _held_out_loss(self, network: nn.Module, batch: ImageBatch) -> Tensor:
-        """The scalar by which held-out good images are judged; by default the loss."""
+    def _held_out_loss(self, network: nn.Module, batch: Any) -> Tensor:
+        """The scalar by which held-out good images, or what is prepared of them, are judged; by default the loss."""
         return self._loss(network, batch)
 
     def _validation(
-        self, network: nn.Module, source: ImageSource, held: Sequence[int], runtime: Runtime
+        self,
+        network: nn.Module,
+        source: ImageSource,
+        held: Sequence[int],
+        runtime: Runtime,
+        prepare: Prepare | None = None,
     ) -> Callable[[], float] | None:
-        """A function that gives the mean held-out loss of an image; None where nothing is held out."""
+        """A function that gives the mean held-out loss of an image; None where nothing is held out. What is prepared of
+        an image is the same at each look."""
         parts = [held[i : i + self.batch_size] for i in range(0, len(held), self.batch_size)]
 
+        def loss(part: Sequence[int]) -> float:
+            batch = collected(source, part)
+            made = prepare(batch, numpy_generators(batch.ids, runtime.seed)) if prepare else batch
+            return float(self._held_out_loss(network, moved(made, runtime.device)))
+
         def validate() -> float:
-            batches = (moved(collected(source, part), runtime.device) for part in parts)
-            return sum(float(self._held_out_loss(network, batch)) * len(batch) for batch in batches) / len(held)
+            return sum(loss(part) * len(part) for part in parts) / len(held)
 
         return validate if held else None
 

@@ -223,10 +223,28 @@ def test_schedules_are_those_of_torch():
         optimiser.step()
         if len(expected) < steps:
             cycle.step()
-    assert [rate("one_cycle", step, steps) for step in range(steps)] == pytest.approx(expected, rel=1e-9)
-    assert [rate("cosine", step, 4) for step in range(4)] == pytest.approx([1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5])
-    assert {rate("constant", step, 4) for step in range(4)} == {1.0}
-    assert all(0 < rate("one_cycle", step, n) <= 1 for n in (1, 2, 3) for step in range(n))
+    assert rates("one_cycle", steps) == pytest.approx(expected, rel=1e-9)
+    assert rates("cosine", 4) == pytest.approx([1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5])
+    assert set(rates("constant", 4)) == {1.0}
+    assert all(0 < share <= 1 for n in (1, 2, 3) for share in rates("one_cycle", n))
+
+
+def test_milestones_are_those_of_torch():
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    falling = torch.optim.lr_scheduler.MultiStepLR(optimiser, [16, 18], gamma=0.2)
+    expected = []
+    for _ in range(20):
+        expected.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        falling.step()
+    assert rates("milestones", 20, milestones=(0.8, 0.9), drop=0.2) == pytest.approx(expected)
+    assert rates("milestones", 4, milestones=(0.5,), drop=0.1) == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def rates(schedule, steps, **plan):
+    """Shares of the highest rate in each of the steps."""
+    plan = TrainPlan(steps=steps, learning_rate=1.0, schedule=schedule, **plan)
+    return [rate(plan, step, steps) for step in range(steps)]
 
 
 def test_clipping_bounds_the_gradient():

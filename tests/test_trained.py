@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from al_models.checks import check_images
 from al_models.errors import InvalidInput
 from al_models.generative.fastflow import Fastflow
-from al_models.types import Runtime
+from al_models.trained import TrainedDetector, with_maximum
+from al_models.types import Runtime, Traits
 
 IMAGES = check_images(128)
 
@@ -46,3 +48,52 @@ def test_mixed_precision_learns_about_the_same():
     exact, mixed = (quick().fit(IMAGES.train, Runtime(mixed_precision=on)).curve_[:, 1] for on in (False, True))
     assert mixed == pytest.approx(exact, rel=0.05)
     assert all(p.dtype == torch.float32 for p in quick().fit(IMAGES.train).network_.parameters())
+
+
+# what is prepared of a batch, by the hook alone
+
+
+@dataclass
+class Marked:
+    """Brightness of the images, and a number drawn for each."""
+
+    brightness: torch.Tensor
+    numbers: torch.Tensor
+
+    def to(self, device):
+        return Marked(self.brightness.to(device), self.numbers.to(device))
+
+
+@dataclass(kw_only=True)
+class Prepared(TrainedDetector):
+    traits = Traits(needs_images=True, trains=True, uses_synthetic_defects=True)
+    image_size: int = 128
+
+    def __post_init__(self):
+        self.learned_, self.judged_ = [], []
+
+    def _network(self):
+        return torch.nn.Linear(1, 1)
+
+    def _prepare(self, source, rows, runtime):
+        def marked(batch, generators):
+            brightness = batch.images.float().mean((1, 2, 3))[:, None] / 255
+            return Marked(brightness, torch.tensor([rng.random() for rng in generators]))
+
+        return marked
+
+    def _loss(self, network, batch):
+        assert isinstance(batch, Marked)
+        (self.learned_ if network.training else self.judged_).append(batch.numbers.tolist())
+        return network(batch.brightness).square().mean()
+
+    def _judge(self, network, batch, draws):
+        return with_maximum(batch.images.float().mean(3))
+
+
+def test_what_is_prepared_is_learned_from_and_held_out_images_are_prepared_alike_at_each_look():
+    detector = Prepared(epochs=3, batch_size=2, patience=3).fit(IMAGES.train)
+    assert len({number for numbers in detector.learned_ for number in numbers}) == 3 * 5  # drawn anew in each epoch
+    assert len(detector.judged_) == 3
+    assert detector.judged_[0] == detector.judged_[1] == detector.judged_[2]
+    assert np.isfinite(detector.curve_[:, 2]).all()

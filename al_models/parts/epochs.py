@@ -86,9 +86,8 @@ class Epochs:
 
     def _made(self, step: int) -> Future[Any]:
         batch, epoch = self._raw(step), step // len(self)
-        generators = [np.random.default_rng([self.seed, epoch, zlib.crc32(name.encode())]) for name in batch.ids]
         assert self.prepare is not None
-        return self._makers.submit(self.prepare, batch, generators)
+        return self._makers.submit(self.prepare, batch, numpy_generators(batch.ids, self.seed, epoch))
 
     def _raw(self, step: int) -> ImageBatch:
         epoch, index = divmod(step, len(self))
@@ -139,8 +138,15 @@ def collected(source: ImageSource, rows: Sequence[int]) -> ImageBatch:
     return replace(whole, ids=tuple(source.ids[row] for row in rows))
 
 
-def moved(batch: ImageBatch, device: str) -> ImageBatch:
-    """The batch on a device, its features in float32."""
+def numpy_generators(ids: Sequence[str], *seeds: int) -> list[np.random.Generator]:
+    """A generator for each image, which depends on the seeds and its id alone."""
+    return [np.random.default_rng([*seeds, zlib.crc32(name.encode())]) for name in ids]
+
+
+def moved(batch: Any, device: str) -> Any:
+    """On a device: an ImageBatch, its features in float32, or what is prepared of one, by its own `to`."""
+    if not isinstance(batch, ImageBatch):
+        return batch.to(device)
     images = None if batch.images is None else batch.images.to(device, non_blocking=True)
     return ImageBatch(
         batch.ids, images, {k: v.to(device, non_blocking=True).float() for k, v in batch.features.items()}

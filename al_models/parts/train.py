@@ -32,7 +32,7 @@ OPTIMISERS = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-SCHEDULES = ("constant", "cosine", "one_cycle")
+SCHEDULES = ("constant", "cosine", "milestones", "one_cycle")
 RATE_AFTER_S = 5.0
 """Seconds of training after which its rate is taken as known, and its whole time is announced."""
 LONG_S = 600.0
@@ -63,7 +63,12 @@ class TrainPlan:
     weight_decay: float = 0.0
     """Added to the gradient (adam, rmsprop, sgd) or taken from the weights (adamw)."""
     schedule: str = "constant"
-    """constant, cosine (to 0), or one_cycle (Smith & Topin 2019: 30 % up from 1/25, then down to 1/250000)."""
+    """constant, cosine (to 0), milestones, or one_cycle (Smith & Topin 2019: 30 % up from 1/25, then down to
+    1/250000)."""
+    milestones: tuple[float, ...] = (0.8, 0.9)
+    """Shares of the steps after each of which the rate drops, with the schedule `milestones`."""
+    drop: float = 0.2
+    """What is left of the rate at a milestone, as a share of what it was."""
     warm_up: int = 0
     """Steps at the start in which the rate rises linearly to that of the schedule."""
     max_minutes: float | None = None
@@ -263,18 +268,20 @@ def hold_out(n: int, seed: int, share: float = 0.1, at_least: int = 5) -> tuple[
     return sorted(order[held:]), sorted(order[:held])
 
 
-def rate(schedule: str, step: int, steps: int) -> float:
-    """The learning rate at `step` of 0 .. steps - 1, as a share of the highest."""
-    if schedule == "constant":
+def rate(plan: TrainPlan, step: int, steps: int) -> float:
+    """The learning rate at `step` of 0 .. steps - 1 by the plan's schedule, as a share of the highest."""
+    if plan.schedule == "constant":
         return 1.0
-    if schedule == "cosine":
+    if plan.schedule == "cosine":
         return _glide(1.0, 0.0, step / steps)
-    if schedule == "one_cycle":
+    if plan.schedule == "milestones":
+        return plan.drop ** sum(step >= share * steps for share in plan.milestones)
+    if plan.schedule == "one_cycle":
         low, peak = 1 / 25, max(0.3 * steps - 1, 1e-9)
         if step <= peak:
             return _glide(low, 1.0, step / peak)
         return _glide(1.0, low / 1e4, (step - peak) / max(steps - 1 - peak, 1e-9))
-    raise unknown("schedule", schedule, SCHEDULES)
+    raise unknown("schedule", plan.schedule, SCHEDULES)
 
 
 def _glide(start: float, end: float, share: float) -> float:
@@ -375,7 +382,7 @@ class _Training:
         for number, (turn, plan, optimiser) in enumerate(zip(self.turns, self.plans, self.optimisers, strict=True)):
             if (self.step + 1) % turn.every:
                 continue
-            rate_now = plan.learning_rate * rate(plan.schedule, self.step, self.plan.steps)
+            rate_now = plan.learning_rate * rate(plan, self.step, self.plan.steps)
             rate_now *= min(1.0, (self.step + 1) / max(1, plan.warm_up))
             for group in optimiser.param_groups:
                 group["lr"] = rate_now

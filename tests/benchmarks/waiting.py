@@ -29,8 +29,8 @@ class Waits:
     made: list[epochs.Epochs]
     in_memory: int
 
-    def __call__(self, *args: object) -> epochs.Epochs:
-        made = epochs.Epochs(*args, in_memory=self.in_memory)  # type: ignore[arg-type]
+    def __call__(self, *args: object, **more: object) -> epochs.Epochs:
+        made = epochs.Epochs(*args, in_memory=self.in_memory, **more)  # type: ignore[arg-type]
         self.made.append(made)
         return made
 
