@@ -20,7 +20,7 @@ from tasks.report.data.told import told
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchmarkOutcome:
     """What a run ended with."""
 
     report: str
@@ -36,7 +36,7 @@ class Outcome:
 
 
 @flow(name="benchmark", flow_run_name="benchmark {run.title}", task_runner=ThreadsRunner())
-def benchmark(run: RunFile) -> State[Outcome]:
+def benchmark(run: RunFile) -> State[BenchmarkOutcome]:
     """Run every cell; a failed cell becomes a record with its reason and stops no other."""
     run.check_no_search()
     run.check()
@@ -52,7 +52,7 @@ def benchmark(run: RunFile) -> State[Outcome]:
     return Completed(data=outcome, message=f"{cells}; see {outcome.report}")
 
 
-def compare(run: RunFile, store: Store) -> Outcome:
+def compare(run: RunFile, store: Store) -> BenchmarkOutcome:
     """Every cell's record, and the report of them; within a flow."""
     with Watch(store, "benchmark") as watch:
         sweep = Sweep(run, store, watch)
@@ -65,7 +65,7 @@ def compare(run: RunFile, store: Store) -> Outcome:
         judged = [found for shared in sweep.categories for found in _judged(shared)]
         path = report(store.url, run.report, [record.cell for record in records], judged)
         watch.report(path, records)
-    return Outcome(path, records, told(store, list(dict.fromkeys(judged))))
+    return BenchmarkOutcome(path, records, told(store, list(dict.fromkeys(judged))))
 
 
 def _judged(shared: CategorySteps) -> list[Judged]:

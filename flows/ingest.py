@@ -23,7 +23,7 @@ IMAGE_SIZE = 256
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IngestOutcome:
     """What an ingest ended with."""
 
     report: str
@@ -39,7 +39,7 @@ class Outcome:
 
 
 @flow(name="ingest", flow_run_name="ingest {run.title}", task_runner=ThreadsRunner())
-def ingest(run: IngestRun) -> State[Outcome]:
+def ingest(run: IngestRun) -> State[IngestOutcome]:
     """List, decode and judge every category, and write the page about them; an unusable one stops no other."""
     run.check()
     ended = on_asked_runner(ingest, run)  # a deployment starts every run on threads
@@ -68,7 +68,7 @@ def ingest(run: IngestRun) -> State[Outcome]:
                     build_data_docs(steps["prepare"].result(), folder, run.validation)
         path = data_report(store.url, run.report, judged, run.data_docs)
         watch.report(path)
-    outcome = Outcome(path, judged, unusable, remarks, told(store, judged, all_categories=True))
+    outcome = IngestOutcome(path, judged, unusable, remarks, told(store, judged, all_categories=True))
     if unusable:
         return Failed(data=outcome, message=f"{len(unusable)} categories cannot be used; see {path}")
     return Completed(data=outcome, message=f"{len(judged)} categories; see {path}")

@@ -35,7 +35,7 @@ from tasks.serve.register import register
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NightOutcome:
     """What a night ended with."""
 
     report: str
@@ -47,7 +47,7 @@ class Outcome:
 
 
 @flow(name=FLOW, flow_run_name="nightly {run.title}", task_runner=ThreadsRunner())
-def nightly(run: NightlyRun) -> State[Outcome]:
+def nightly(run: NightlyRun) -> State[NightOutcome]:
     """One night. A model that fails its night keeps its champion, and stops no other."""
     run.check()
     ended = on_asked_runner(nightly, run)  # a deployment starts every run on threads
@@ -59,7 +59,7 @@ def nightly(run: NightlyRun) -> State[Outcome]:
         night = _night(run, store, alone)
     if night is None:
         left = "another night is at work on one of these models"
-        return Completed(data=Outcome("", [], left), message=f"{left}; it will see what is new, or the next will")
+        return Completed(data=NightOutcome("", [], left), message=f"{left}; it will see what is new, or the next will")
     decisions, page = night
     told = {decision.name: decision.alarms + decision.asks for decision in decisions}
     told = {name: what for name, what in told.items() if what}
@@ -68,10 +68,10 @@ def nightly(run: NightlyRun) -> State[Outcome]:
     promoted = sum(decision.outcome == "promoted" for decision in decisions)
     message = f"{promoted} of {len(decisions)} models promoted, {len(told)} to be looked at; see {page}"
     failed = any(decision.outcome == "failed" for decision in decisions)
-    return _ended(failed, Outcome(page, decisions), message)
+    return _ended(failed, NightOutcome(page, decisions), message)
 
 
-def _ended(failed: bool, outcome: Any, message: str | None) -> State[Outcome]:
+def _ended(failed: bool, outcome: Any, message: str | None) -> State[NightOutcome]:
     """How a night ends that came through."""
     if failed:
         return Failed(name=MODELS_FAILED, data=outcome, message=message)

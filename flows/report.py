@@ -19,7 +19,7 @@ from tasks.report.nights.report import nights_report
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PagesWritten:
     """The pages that were written."""
 
     report: str
@@ -29,7 +29,7 @@ class Outcome:
 
 
 @flow(name="report", flow_run_name="report {run.title}", task_runner=ThreadsRunner())
-def report(run: ReportRun) -> State[Outcome]:
+def report(run: ReportRun) -> State[PagesWritten]:
     """Compute nothing: read the records, and write the pages."""
     store = opened(run.store)
     with Watch(store, "report") as watch:
@@ -39,7 +39,7 @@ def report(run: ReportRun) -> State[Outcome]:
     return Completed(data=outcome, message=f"see {outcome.report}")
 
 
-def pages(store: Store, folder: str, write: Callable[[str, str], str] = write) -> Outcome:
+def pages(store: Store, folder: str, write: Callable[[str, str], str] = write) -> PagesWritten:
     """Write them; `write`: the step, or its bare function where no Prefect runs."""
     index = write(store.url, folder)
-    return Outcome(index, nights_report(store.url, folder) if decision_keys(store) else None)
+    return PagesWritten(index, nights_report(store.url, folder) if decision_keys(store) else None)

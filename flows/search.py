@@ -13,8 +13,7 @@ from prefect.states import Completed, Failed, State
 
 from al_models.registry import create
 from flows import order
-from flows.benchmark import Outcome as Compared
-from flows.benchmark import compare
+from flows.benchmark import BenchmarkOutcome, compare
 from flows.category import CategorySteps, Steps, Submitting, first_failure, listed
 from flows.runs.runfile import DataSource, MethodRun, RunFile, RunFileError, SearchRun, to_toml
 from flows.runs.search import in_words
@@ -62,7 +61,7 @@ class Searched:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """What a run of searches ended with."""
 
     searched: list[Searched]
@@ -70,14 +69,14 @@ class Outcome:
     """Path of search.csv: every trial in every rung."""
     run_file: str | None
     """Path of chosen.toml; None where a search chose nothing."""
-    compared: Compared | None = None
+    compared: BenchmarkOutcome | None = None
     """The chosen parameters and the run's methods on the test set; None where the run names no method."""
     unusable: dict[str, str] = field(default_factory=dict)
     """data set/category -> why nothing can be held out in it."""
 
 
 @flow(name="search", flow_run_name="search {run.title}", task_runner=ThreadsRunner())
-def search(run: RunFile) -> State[Outcome]:
+def search(run: RunFile) -> State[SearchOutcome]:
     """Hold out, try, choose; and compare with the run's methods, where it names any. A failed trial stops no other."""
     run.check_search()
     run.check()
@@ -185,16 +184,16 @@ class _Tried:
         return _RungRun(**values | {"store": self.store.url, "validation": validation, "train_share": share})
 
 
-def _written(run: RunFile, searched: list[Searched], unusable: dict[str, str]) -> Outcome:
+def _written(run: RunFile, searched: list[Searched], unusable: dict[str, str]) -> SearchOutcome:
     """The outcome, its files written."""
     folder = Path(run.report).resolve()
     table, run_file = folder / "search.csv", folder / "chosen.toml"
     write_whole(table, trials_csv([(each.search.resource, each.search.metric, each.scores) for each in searched]))
     if any(each.chosen is None for each in searched):
         run_file.unlink(missing_ok=True)  # an earlier one would be taken for the choice of this run
-        return Outcome(searched, str(table), None, unusable=unusable)
+        return SearchOutcome(searched, str(table), None, unusable=unusable)
     write_whole(run_file, to_toml(_with_chosen(run, searched)))
-    return Outcome(searched, str(table), str(run_file), unusable=unusable)
+    return SearchOutcome(searched, str(table), str(run_file), unusable=unusable)
 
 
 def _with_chosen(run: RunFile, searched: Sequence[Searched]) -> RunFile:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flows.nightly import Outcome, nightly
+from flows.nightly import NightOutcome, nightly
 from flows.runs.runfile import DataSource, MethodRun, NightlyRun
 from flows.where.runners import runner_for
 from storage.models import Registry
@@ -83,7 +83,7 @@ class Plant:
         assert decision in list(read_decisions(self.store, NAME))
         return decision
 
-    def outcome(self, **changes: Any) -> Outcome:
+    def outcome(self, **changes: Any) -> NightOutcome:
         """What the flow gives."""
         run = self.run(**changes)
         state = nightly.with_options(task_runner=runner_for(run))(run, return_state=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect.client.schemas.objects import State
 
-from flows.benchmark import Outcome, benchmark
+from flows.benchmark import BenchmarkOutcome, benchmark
 from flows.runs.runfile import DataSource, MethodRun, RunFile
 from flows.where.runners import runner_for
 from storage.records import RunRecord
@@ -23,8 +23,8 @@ PATCHCORE = MethodRun(name="patchcore", params={"image_size": 64, "coreset_ratio
 class Ended:
     """A run of the flow and its store."""
 
-    state: State[Outcome]
-    outcome: Outcome
+    state: State[BenchmarkOutcome]
+    outcome: BenchmarkOutcome
     store: Store
 
     @property

@@ -18,7 +18,7 @@ import typer
 from conftest import AL, Command
 
 from al_models.registry import METHODS
-from flows.benchmark import Outcome
+from flows.benchmark import BenchmarkOutcome
 from flows.cli import GROUPS, app, terminal
 from flows.cli.outcomes import show
 from flows.runs.runfile import IngestRun, RunFileError
@@ -159,7 +159,7 @@ def test_variants_are_told_apart_on_80_columns_and_in_what_failed(
         for layers, seed in cells
     ]  # fmt: skip
     failed = RunRecord(cell="f", params={"layers": [9], "crop": 3}, seed=1, status="failed", reason="fit: no", **common)
-    show(Outcome("index.html", [*done, failed]))
+    show(BenchmarkOutcome("index.html", [*done, failed]))
     out, err = capfd.readouterr()
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out

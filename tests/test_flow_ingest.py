@@ -10,7 +10,7 @@ import pytest
 from prefect.client.schemas.objects import State
 
 from flows.benchmark import benchmark
-from flows.ingest import IMAGE_SIZE, Outcome, ingest
+from flows.ingest import IMAGE_SIZE, IngestOutcome, ingest
 from flows.runs.runfile import DataSource, IngestRun, MethodRun, RunFile
 from flows.where.runners import runner_for
 from storage.errors import DownloadError
@@ -30,7 +30,7 @@ def run_of(store: Path, data: Path, *categories: str, dataset: str = "mvtec_ad",
     return IngestRun(data=[source], store=str(store), report=f"{store}-report", **changes)  # type: ignore[arg-type]
 
 
-def take_in(run: IngestRun) -> tuple[State[Outcome], Outcome]:
+def take_in(run: IngestRun) -> tuple[State[IngestOutcome], IngestOutcome]:
     state = ingest.with_options(task_runner=runner_for(run))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, BaseException):

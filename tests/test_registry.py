@@ -184,7 +184,7 @@ def test_a_parameter_is_told_as_its_nearest_class_declares_it():
     assert told["stride"].allowed == "1 or 2 or 4 or 8"
     assert told["crop"].allowed == "a whole number of at least 1, or none"
     assert told["patience"].default == 100
-    assert told["epochs"].meaning == "At most."
+    assert told["epochs"].meaning == "Epochs of training, at most."
 
 
 def test_bounds_of_other_kinds_are_told_too():

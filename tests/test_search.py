@@ -23,7 +23,7 @@ from al_models.parts.images import decode
 from al_models.registry import create
 from flows.runs.runfile import MethodRun, RunFile, read_run_file, to_toml
 from flows.runs.search import SearchRun
-from flows.search import Outcome, search
+from flows.search import SearchOutcome, search
 from flows.where.runners import runner_for
 from storage.errors import DatasetError
 from storage.records import RunRecord, read_records
@@ -371,20 +371,20 @@ def run(demo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
     )
 
 
-def run_search(run: RunFile) -> Outcome:
+def run_search(run: RunFile) -> SearchOutcome:
     state = search.with_options(task_runner=runner_for(run))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
-    assert isinstance(outcome, Outcome), outcome
+    assert isinstance(outcome, SearchOutcome), outcome
     return outcome
 
 
 @pytest.fixture(scope="module")
-def ended(api: str, run: RunFile) -> Outcome:
+def ended(api: str, run: RunFile) -> SearchOutcome:
     """The search, run once."""
     return run_search(run)
 
 
-def test_a_search_chooses_and_the_chosen_is_compared_on_the_test_set(ended: Outcome, run: RunFile) -> None:
+def test_a_search_chooses_and_the_chosen_is_compared_on_the_test_set(ended: SearchOutcome, run: RunFile) -> None:
     (found,) = ended.searched
     assert found.chosen is not None
     assert found.chosen.params["index"] in ("Flat", "HNSW8")
@@ -412,7 +412,7 @@ def test_a_search_chooses_and_the_chosen_is_compared_on_the_test_set(ended: Outc
     assert again == run.model_copy(update={"search": [], "methods": [*run.methods, found.chosen]})
 
 
-def test_a_second_search_computes_nothing(ended: Outcome, run: RunFile, al: Command, tmp_path: Path) -> None:
+def test_a_second_search_computes_nothing(ended: SearchOutcome, run: RunFile, al: Command, tmp_path: Path) -> None:
     stores = [Store(run.store), Store(f"{run.store}/search")]
     before = [(manifests(store), record_files(store)) for store in stores]
     (tmp_path / "run.toml").write_text(to_toml(run))
@@ -431,7 +431,7 @@ def test_a_second_search_computes_nothing(ended: Outcome, run: RunFile, al: Comm
         assert all(b'"failed"' in records_now[name][1] for name in tried_again)
 
 
-def test_the_table_is_an_artifact(ended: Outcome, api: str) -> None:
+def test_the_table_is_an_artifact(ended: SearchOutcome, api: str) -> None:
     question = {"artifacts": {"key": {"any_": ["trials"]}}}
     (found,) = [each for each in ask(api, "artifacts/filter", question) if ended.table in each["description"]][:1]
     assert [row["parameters"] for row in json.loads(found["data"])] == [

@@ -208,8 +208,10 @@ class FAnogan(TrainedDetector):
     epochs: int = 300
     """Of the adversaries, counted in the critic's steps."""
     encoder_epochs: PositiveInt = 300
+    """Epochs of the encoder's training, on the frozen generator and critic."""
     learning_rate: float = 1e-4
     encoder_learning_rate: PositiveFloat = 5e-5
+    """The learning rate of the encoder."""
 
     def _network(self) -> nn.Module:
         return nn.ModuleDict(

@@ -164,8 +164,11 @@ class Ganomaly(TrainedDetector):
     latent: PositiveInt = 100
     """Numbers of a code."""
     adversarial_weight: NonNegativeFloat = 1.0
+    """Weight of the distance between the discriminator's features of an image and of its reconstruction."""
     contextual_weight: NonNegativeFloat = 50.0
+    """Weight of the absolute difference between an image and its reconstruction."""
     encoder_weight: NonNegativeFloat = 1.0
+    """Weight of the squared distance between the two codes."""
     epochs: int = 15
     batch_size: int = 64
     learning_rate: float = 2e-4

@@ -10,14 +10,14 @@ from rich.table import Column, Table
 from flows.cli.terminal import console, errors, percent
 
 if TYPE_CHECKING:
-    from flows.benchmark import Outcome
-    from flows.search import Outcome as Chosen
+    from flows.benchmark import BenchmarkOutcome
+    from flows.search import SearchOutcome
 
 _SHOWN = ("image_auroc", "pixel_auroc", "pro", "iou_max")
 """Metrics of the table in the terminal; the report has all."""
 
 
-def show(outcome: Outcome) -> None:
+def show(outcome: BenchmarkOutcome) -> None:
     """The ranking, what is doubtful of the data, and the cells that failed."""
     from tasks.compare.tables import METRICS, ranking
 
@@ -47,7 +47,7 @@ def tell(lines: list[str]) -> None:
         errors.print("[yellow]data:[/yellow]", escape(line), highlight=False, soft_wrap=True)
 
 
-def show_search(outcome: Chosen) -> None:
+def show_search(outcome: SearchOutcome) -> None:
     """The trials of each search, what was chosen, and how that fared on the test set."""
     for searched in outcome.searched:
         rows = list(searched.rows())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from storage.nights import Check, Outcome
+from storage.nights import Check, DecisionOutcome
 from tasks.night.decide import Intake, Judgement, decide, new_images
 from tasks.night.gate import Gate
 
@@ -36,7 +36,7 @@ class Rivals:
 class Verdict:
     """What is decided, and why."""
 
-    outcome: Outcome
+    outcome: DecisionOutcome
     why: str
     checks: list[Check] = field(default_factory=list)
 

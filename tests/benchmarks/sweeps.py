@@ -251,13 +251,13 @@ def run_file(
 
 def timed(run: RunFile) -> tuple[float, list[RunRecord]]:
     """Seconds of the flow, start of the cluster and report included, and its records."""
-    from flows.benchmark import Outcome, benchmark  # reads the address of the server when it is imported
+    from flows.benchmark import BenchmarkOutcome, benchmark  # reads the address of the server when it is imported
     from flows.where.runners import runner_for
 
     begun = time.perf_counter()
     state = benchmark.with_options(task_runner=runner_for(run))(run, return_state=True)
     outcome = state.result(raise_on_failure=False)
-    if not isinstance(outcome, Outcome):
+    if not isinstance(outcome, BenchmarkOutcome):
         raise outcome
     return time.perf_counter() - begun, outcome.records
 
