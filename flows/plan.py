@@ -28,6 +28,7 @@ from flows import order
 from flows.category import all_listed, listed
 from flows.runs.runfile import DataSource, RunFile, SearchRun
 from flows.runs.search import in_words
+from storage.errors import NotInStore
 from storage.records import RunRecord, read_records
 from storage.store import Store
 from tasks.core.compute import detector_of, inputs_of
@@ -181,6 +182,8 @@ class _Planned(order.Doing):
                 made, missing = step.fn(*args), False
         except NotMadeYet as error:
             key = error.key
+        except NotInStore:  # an output that it tells of is gone, and made again before
+            pass
         images = self.images[of if of in order.OWN else "all"]
         if missing:
             made = _named(step, args, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def test_what_is_done_without_suspects_is_found_again_and_planned_as_done(api: s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sweep, "_start", lambda *_: pytest.fail("steps were sent for a cell that is done"))
         assert run_flow(run).outcome.records == [record]
+    shutil.rmtree(tmp_path / "store" / "features")
+    (gone,) = plan(run).cells
+    assert gone.left == ("extract", "evaluate"), "what is gone is made again, and nothing that is there"
 
 
 @task(name="weigh", cache_policy=NO_CACHE)
