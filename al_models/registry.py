@@ -33,6 +33,7 @@ METHODS: dict[str, Method] = {
     "f_anogan": Method(
         "generative.f_anogan:FAnogan", "generative", "Schlegl et al. 2019, doi:10.1016/j.media.2019.01.010"
     ),
+    "draem": Method("self_supervised.draem:Draem", "self_supervised", "Zavrtanik et al. 2021, arXiv:2108.07610"),
     "fastflow": Method("generative.fastflow:Fastflow", "generative", "Yu et al. 2021, arXiv:2111.07677"),
     "favae": Method("embedding.favae:Favae", "embedding", "Dehaene and Eline 2020, arXiv:2008.05369"),
     "fyd": Method("embedding.fyd:Fyd", "embedding", "Zheng et al. 2022, arXiv:2110.04538"),

@@ -22,6 +22,7 @@ _RIM = "good_textures_score_highest_anywhere"
 _PLACE = "maps_lie_where_the_images_do"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("contrario", _RIM): "learns from the image alone, in which what the padding reaches is rare; 8 pixels are cut off",
+    ("draem", _PLACE): "a U-Net of few steps answers for itself, and it sees the image where it is",
     (
         "gaussian_finetune",
         _RIM,
