@@ -30,10 +30,10 @@ METHODS: dict[str, Method] = {
     "cs_flow": Method("generative.cs_flow:CsFlow", "generative", "Rudolph et al. 2022, arXiv:2110.02855"),
     "dfr": Method("embedding.dfr:Dfr", "embedding", "Yang et al. 2020, arXiv:2012.07122"),
     "differnet": Method("generative.differnet:Differnet", "generative", "Rudolph et al. 2021, arXiv:2008.12577"),
+    "draem": Method("self_supervised.draem:Draem", "self_supervised", "Zavrtanik et al. 2021, arXiv:2108.07610"),
     "f_anogan": Method(
         "generative.f_anogan:FAnogan", "generative", "Schlegl et al. 2019, doi:10.1016/j.media.2019.01.010"
     ),
-    "draem": Method("self_supervised.draem:Draem", "self_supervised", "Zavrtanik et al. 2021, arXiv:2108.07610"),
     "fastflow": Method("generative.fastflow:Fastflow", "generative", "Yu et al. 2021, arXiv:2111.07677"),
     "favae": Method("embedding.favae:Favae", "embedding", "Dehaene and Eline 2020, arXiv:2008.05369"),
     "fyd": Method("embedding.fyd:Fyd", "embedding", "Zheng et al. 2022, arXiv:2110.04538"),
