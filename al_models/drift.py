@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from sklearn.covariance import ledoit_wolf
 
 from al_models.calibration import rejected_p_value
 from al_models.errors import InvalidInput
@@ -103,6 +102,8 @@ class Scope:
             raise InvalidInput(f"{len(learned)} learned and {len(held_out)} held-out images; give at least one of each")
         learned = np.asarray(learned, np.float64)
         d = learned.shape[1]
+        from sklearn.covariance import ledoit_wolf  # a quarter of a second, and a warning where /dev/shm is sealed
+
         covariance = ledoit_wolf(learned)[0] if len(learned) > 1 else np.zeros((d, d))  # one image tells no spread
         covariance += 1e-9 * max(float(np.trace(covariance)) / len(covariance), 1e-12) * np.eye(len(covariance))
         scope = Scope(learned.mean(0), np.linalg.inv(np.linalg.cholesky(covariance)).T)
